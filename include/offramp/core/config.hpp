@@ -1,0 +1,36 @@
+/// @file config.hpp
+/// Version and every macro of the library. Each can be set by the user before the first include; all translation
+/// units of a program must agree.
+#pragma once
+
+#define OFFRAMP_VERSION_MAJOR 0
+#define OFFRAMP_VERSION_MINOR 1
+#define OFFRAMP_VERSION_PATCH 0
+
+/// 1: every forward pass feeds the FLOP counter (the default). 0: the counter is compiled out and reads zero.
+#ifndef OFFRAMP_COUNT_FLOPS
+#define OFFRAMP_COUNT_FLOPS 1
+#endif
+
+/// 1: errors are thrown. 0: OFFRAMP_ON_ERROR is called instead. Follows the compiler's setting.
+#ifndef OFFRAMP_EXCEPTIONS
+#if defined(__cpp_exceptions) || defined(__EXCEPTIONS) || defined(_CPPUNWIND)
+#define OFFRAMP_EXCEPTIONS 1
+#else
+#define OFFRAMP_EXCEPTIONS 0
+#endif
+#endif
+
+/// What happens to an offramp::Error where exceptions are off; must not return.
+#ifndef OFFRAMP_ON_ERROR
+#define OFFRAMP_ON_ERROR(error) (static_cast<void>(error), std::abort())
+#endif
+
+/// 1: kernels for AVX2 and AVX-512 are compiled beside the baseline and chosen at run time. 0: the baseline alone.
+#ifndef OFFRAMP_X86_TARGETS
+#if (defined(__x86_64__) || defined(_M_X64)) && (defined(__GNUC__) || defined(__clang__))
+#define OFFRAMP_X86_TARGETS 1
+#else
+#define OFFRAMP_X86_TARGETS 0
+#endif
+#endif

@@ -1,0 +1,97 @@
+/// @file tensor.hpp
+/// Tensors: `TensorView` looks at elements that somebody else owns, `Tensor` owns them.
+#pragma once
+
+#include <cstring>
+#include <memory>
+#include <new>
+#include <span>
+#include <string>
+#include <utility>
+
+#include "offramp/core/dtype.hpp"
+#include "offramp/core/shape.hpp"
+
+namespace offramp {
+
+/// Alignment of every buffer of the library: a cache line, and the widest vector.
+inline constexpr std::size_t alignment = 64;
+
+/// Memory aligned to `alignment`, shared between the tensors that copied it.
+inline std::shared_ptr<std::byte> allocate_aligned(std::size_t bytes) {
+  auto* p = static_cast<std::byte*>(::operator new (bytes == 0 ? 1 : bytes, std::align_val_t{alignment}));
+  return {p, [](std::byte* q) { ::operator delete (q, std::align_val_t{alignment}); }};
+}
+
+/// Type, shape and address of elements in row-major order. `data` is null where only type and shape are known.
+struct TensorView {
+  DType type = DType::none;
+  Shape shape;
+  void* data = nullptr;
+
+  Index count() const noexcept { return shape.count(); }
+  std::size_t bytes() const noexcept { return static_cast<std::size_t>(count()) * size_of(type); }
+
+  template <class T>
+  T* as() const noexcept {
+    return static_cast<T*>(data);
+  }
+  const float* f32() const noexcept { return static_cast<const float*>(data); }
+};
+
+/// An owned tensor. Copies share the elements; `mutable_data` is for whoever has just made it.
+class Tensor {
+ public:
+  Tensor() = default;
+  /// Zeroed elements. Raises an Error where the shape is not one, or above `max_bytes`.
+  Tensor(DType type, const Shape& shape, Index max_bytes = Index{1} << 40) : type_(type), shape_(shape) {
+    const Index bytes = checked_product(shape.checked_count(), static_cast<Index>(size_of(type)));
+    if (bytes > max_bytes) {
+      raise("a tensor of shape " + shape.text() + " takes " + std::to_string(bytes) + " bytes, the limit is " +
+            std::to_string(max_bytes));
+    }
+    data_ = allocate_aligned(static_cast<std::size_t>(bytes));
+    std::memset(data_.get(), 0, static_cast<std::size_t>(bytes));
+  }
+  template <class T>
+  static Tensor of(const Shape& shape, std::span<const T> values) {
+    Tensor t(dtype_of<T>, shape);
+    require(static_cast<Index>(values.size()) == t.count(),
+            "shape " + shape.text() + " does not hold " + std::to_string(values.size()) + " values");
+    if (!values.empty()) std::memcpy(t.mutable_data(), values.data(), values.size_bytes());
+    return t;
+  }
+
+  DType type() const noexcept { return type_; }
+  const Shape& shape() const noexcept { return shape_; }
+  Index count() const noexcept { return shape_.count(); }
+  std::size_t bytes() const noexcept { return static_cast<std::size_t>(count()) * size_of(type_); }
+  const void* data() const noexcept { return data_.get(); }
+  void* mutable_data() noexcept { return data_.get(); }
+  bool empty() const noexcept { return data_ == nullptr; }
+
+  template <class T>
+  std::span<const T> values() const {
+    require(dtype_of<T> == type_,
+            "expected a tensor of " + std::string(name_of(dtype_of<T>)) + ", found " + std::string(name_of(type_)));
+    return {reinterpret_cast<const T*>(data_.get()), static_cast<std::size_t>(count())};
+  }
+
+  /// A view for reading; kernels never write through an input.
+  TensorView view() const noexcept { return {type_, shape_, data_.get()}; }
+
+  /// The same elements under another shape of the same count.
+  Tensor reshaped(const Shape& shape) const {
+    require(shape.checked_count() == count(), "cannot reshape " + shape_.text() + " to " + shape.text());
+    Tensor t = *this;
+    t.shape_ = shape;
+    return t;
+  }
+
+ private:
+  DType type_ = DType::none;
+  Shape shape_;
+  std::shared_ptr<std::byte> data_;
+};
+
+}  // namespace offramp

@@ -1,0 +1,573 @@
+/// @file passes.hpp
+/// What happens to a graph before it runs: constants folded, batch norm folded into convolutions, exported forms of
+/// GELU, SiLU and layer norm recognised, biases, additions and activations fused, channels put last.
+///
+/// Every pass leaves the outputs as they were, up to rounding, and adds the origins of a node that it removes to the
+/// node that now does its work, so that the nominal FLOP count stays that of the file.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "offramp/graph/graph.hpp"
+#include "offramp/graph/infer.hpp"
+
+namespace offramp::passes {
+
+/// Producers and use counts of a graph, kept while a pass looks for patterns.
+class Matcher {
+ public:
+  explicit Matcher(Graph& g) : g_(&g), producer_(g.producers()), uses_(g.use_counts()) {}
+
+  /// The node that computes v if it has operator `op`, or null.
+  Node* producer(ValueId v, std::string_view op) {
+    if (v == no_value || producer_[static_cast<std::size_t>(v)] < 0) return nullptr;
+    Node& n = g_->nodes[static_cast<std::size_t>(producer_[static_cast<std::size_t>(v)])];
+    return n.op == op ? &n : nullptr;
+  }
+  Node* producer(ValueId v) {
+    return v == no_value || producer_[static_cast<std::size_t>(v)] < 0
+               ? nullptr
+               : &g_->nodes[static_cast<std::size_t>(producer_[static_cast<std::size_t>(v)])];
+  }
+  /// Whether a value is read exactly once, and not by the outside.
+  bool is_private(ValueId v) const { return uses_[static_cast<std::size_t>(v)] == 1 && !g_->is_output(v); }
+  int uses(ValueId v) const { return uses_[static_cast<std::size_t>(v)]; }
+
+  /// The one number that a constant holds, or nothing.
+  std::optional<double> scalar(ValueId v) const {
+    if (!g_->is_constant(v) || (*g_)[v].constant.count() != 1) return {};
+    return real_at((*g_)[v].constant.view(), 0);
+  }
+  bool is_scalar(ValueId v, double wanted, double tolerance = 1e-5) const {
+    const auto s = scalar(v);
+    return s && std::fabs(*s - wanted) <= tolerance * std::fabs(wanted);
+  }
+  /// The other operand of a commutative node of which one operand is `v`.
+  static ValueId other(const Node& n, ValueId v) { return n.inputs[0] == v ? n.inputs[1] : n.inputs[0]; }
+
+ private:
+  Graph* g_;
+  std::vector<int> producer_, uses_;
+};
+
+inline void adopt(Node& into, const Node& from) {
+  into.origins.insert(into.origins.end(), from.origins.begin(), from.origins.end());
+}
+
+/// Marks a node as gone, until `erase_marked`.
+inline void drop(Node& n) {
+  n.op.clear();
+  n.inputs.clear();
+  n.outputs.clear();
+}
+
+/// Gives `node` the output of `last`, which is dropped.
+inline void take_output(Node& node, Node& last) {
+  adopt(node, last);
+  node.outputs = last.outputs;
+  drop(last);
+}
+
+inline void erase_marked(Graph& g) {
+  std::erase_if(g.nodes, [](const Node& n) { return n.op.empty(); });
+}
+
+/// Replaces values that are known whatever the batch by constants; `a` and `b` were inferred with different batches.
+inline void fold_constants(Graph& g, const Inference& a, const Inference& b) {
+  for (Node& node : g.nodes) {
+    bool all = true;
+    for (const ValueId v : node.outputs) {
+      if (v == no_value) continue;
+      const Tensor &x = a.known[static_cast<std::size_t>(v)], &y = b.known[static_cast<std::size_t>(v)];
+      all = all && !x.empty() && !y.empty() && x.shape() == y.shape() &&
+            (x.bytes() == 0 || std::memcmp(x.data(), y.data(), x.bytes()) == 0);
+    }
+    if (!all) continue;
+    for (const ValueId v : node.outputs) {
+      if (v != no_value) g[v].constant = a.known[static_cast<std::size_t>(v)];
+    }
+    drop(node);
+  }
+  erase_marked(g);
+}
+
+/// Removes nodes that hand their input on: Identity, Dropout outside training, Cast to the same type.
+inline void remove_identities(Graph& g, const Inference& shapes) {
+  for (Node& node : g.nodes) {
+    const bool same = node.op == "Identity" ||
+                      (node.op == "Dropout" && std::count_if(node.outputs.begin(), node.outputs.end(),
+                                                             [](ValueId v) { return v != no_value; }) == 1) ||
+                      (node.op == "Cast" && shapes.views[static_cast<std::size_t>(node.inputs[0])].type ==
+                                                shapes.views[static_cast<std::size_t>(node.outputs[0])].type);
+    if (!same || node.inputs.empty() || node.inputs[0] == no_value) continue;
+    const ValueId in = node.inputs[0], out = node.outputs[0];
+    if (g.is_output(out)) continue;  // an output keeps its name and its node
+    g.replace_uses(out, in);
+    drop(node);
+  }
+  erase_marked(g);
+}
+
+/// Folds BatchNormalization into the convolution in front of it.
+inline void fold_batch_norms(Graph& g) {
+  Matcher m(g);
+  for (Node& bn : g.nodes) {
+    if (bn.op != "BatchNormalization" || bn.integer("training_mode", 0) != 0 || bn.inputs.size() != 5) continue;
+    Node* conv = m.producer(bn.inputs[0], "Conv");
+    if (!conv || !m.is_private(bn.inputs[0])) continue;
+    bool constant = g.is_constant(conv->input(1)) && (conv->input(2) == no_value || g.is_constant(conv->input(2)));
+    for (std::size_t i = 1; i < 5; ++i)
+      constant = constant && g.is_constant(bn.inputs[i]) && g[bn.inputs[i]].constant.type() == DType::f32;
+    if (!constant || g[conv->input(1)].constant.type() != DType::f32) continue;
+    const Tensor& w = g[conv->input(1)].constant;
+    const Index outs = w.shape()[0], each = outs > 0 ? w.count() / outs : 0;
+    Tensor scaled(DType::f32, w.shape()), bias(DType::f32, Shape{outs});
+    auto *ws = static_cast<float*>(scaled.mutable_data()), *bs = static_cast<float*>(bias.mutable_data());
+    const auto parameter = [&](std::size_t i, Index c) {
+      return static_cast<double>(g[bn.inputs[i]].constant.view().f32()[c]);
+    };
+    for (Index c = 0; c < outs; ++c) {
+      const double scale =
+          parameter(1, c) / std::sqrt(parameter(4, c) + static_cast<double>(bn.real("epsilon", 1e-5f)));
+      for (Index i = 0; i < each; ++i)
+        ws[c * each + i] = static_cast<float>(static_cast<double>(w.view().f32()[c * each + i]) * scale);
+      const double old =
+          conv->input(2) == no_value ? 0 : static_cast<double>(g[conv->input(2)].constant.view().f32()[c]);
+      bs[c] = static_cast<float>((old - parameter(3, c)) * scale + parameter(2, c));
+    }
+    const std::string base = conv->name;
+    conv->inputs.resize(3, no_value);
+    conv->inputs[1] = g.add_constant(base + ".folded_weight", scaled);
+    conv->inputs[2] = g.add_constant(base + ".folded_bias", bias);
+    take_output(*conv, bn);
+    m = Matcher(g);
+  }
+  erase_marked(g);
+}
+
+/// x * sigmoid(x), x * erf-form of GELU, and x * clip(x + 3, 0, 6) / 6, as exporters write them.
+inline void recognise_activations(Graph& g) {
+  for (std::size_t i = 0; i < g.nodes.size(); ++i) {
+    Matcher m(g);
+    Node& mul = g.nodes[i];
+    if (mul.op != "Mul") continue;
+    for (const ValueId side : {mul.inputs[0], mul.inputs[1]}) {
+      const ValueId x = Matcher::other(mul, side);
+      Node* sigmoid = m.producer(side, "Sigmoid");
+      if (sigmoid && sigmoid->inputs[0] == x && m.is_private(side)) {
+        adopt(mul, *sigmoid);
+        mul.op = "Silu";
+        mul.inputs = {x};
+        drop(*sigmoid);
+        break;
+      }
+      // 0.5 * (x * (1 + erf(x / sqrt 2))), with the half on either factor.
+      if (!m.is_scalar(side, 0.5)) continue;
+      Node* product = m.producer(x, "Mul");
+      if (!product || !m.is_private(x)) continue;
+      bool done = false;
+      for (const ValueId inner : {product->inputs[0], product->inputs[1]}) {
+        const ValueId source = Matcher::other(*product, inner);
+        Node* add = m.producer(inner, "Add");
+        if (!add || !m.is_private(inner)) continue;
+        const ValueId erf_out = m.is_scalar(add->inputs[0], 1)   ? add->inputs[1]
+                                : m.is_scalar(add->inputs[1], 1) ? add->inputs[0]
+                                                                 : no_value;
+        Node* erf = m.producer(erf_out, "Erf");
+        if (!erf || !m.is_private(erf_out)) continue;
+        const ValueId scaled = erf->inputs[0];
+        Node* divide = m.producer(scaled, "Div");
+        Node* times = m.producer(scaled, "Mul");
+        Node* scale = nullptr;
+        if (divide && divide->inputs[0] == source && m.is_scalar(divide->inputs[1], 1.4142135)) scale = divide;
+        if (times && (times->inputs[0] == source || times->inputs[1] == source) &&
+            m.is_scalar(Matcher::other(*times, source), 0.70710678))
+          scale = times;
+        if (!scale || !m.is_private(scaled)) continue;
+        for (Node* n : {product, add, erf, scale}) adopt(mul, *n);
+        mul.op = "Gelu";
+        mul.inputs = {source};
+        for (Node* n : {product, add, erf, scale}) drop(*n);
+        done = true;
+        break;
+      }
+      if (done) break;
+    }
+    mul.domain = mul.op == "Mul" ? mul.domain : "offramp";
+  }
+  erase_marked(g);
+}
+
+/// (x - mean) / sqrt(mean((x - mean)^2) + epsilon) * scale + bias over the last axis, as PyTorch exports it.
+inline void recognise_layer_norms(Graph& g, const Inference& shapes) {
+  for (std::size_t i = 0; i < g.nodes.size(); ++i) {
+    Matcher m(g);
+    Node& last = g.nodes[i];
+    if (last.op != "Add") continue;
+    for (const ValueId bias : {last.inputs[0], last.inputs[1]}) {
+      if (!g.is_constant(bias)) continue;
+      Node* scaled = m.producer(Matcher::other(last, bias), "Mul");
+      if (!scaled || !m.is_private(scaled->outputs[0])) continue;
+      const ValueId scale = g.is_constant(scaled->inputs[1]) ? scaled->inputs[1] : scaled->inputs[0];
+      Node* divide = m.producer(Matcher::other(*scaled, scale), "Div");
+      if (!g.is_constant(scale) || !divide || !m.is_private(divide->outputs[0])) continue;
+      Node* centred = m.producer(divide->inputs[0], "Sub");
+      Node* root = m.producer(divide->inputs[1], "Sqrt");
+      if (!centred || !root || !m.is_private(root->outputs[0])) continue;
+      Node* add = m.producer(root->inputs[0], "Add");
+      if (!add || !m.is_private(add->outputs[0])) continue;
+      const ValueId variance = m.scalar(add->inputs[1]) ? add->inputs[0] : add->inputs[1];
+      const auto epsilon = m.scalar(Matcher::other(*add, variance));
+      Node* spread = m.producer(variance, "ReduceMean");
+      if (!epsilon || !spread || !m.is_private(variance)) continue;
+      Node* square = m.producer(spread->inputs[0], "Pow");
+      const bool squared = square && square->inputs[0] == centred->outputs[0] && m.is_scalar(square->inputs[1], 2);
+      Node* mean = m.producer(centred->inputs[1], "ReduceMean");
+      if (!squared || !m.is_private(square->outputs[0]) || !mean || mean->inputs[0] != centred->inputs[0] ||
+          !m.is_private(mean->outputs[0]) || m.uses(centred->outputs[0]) != 2)
+        continue;
+      const TensorView& x = shapes.views[static_cast<std::size_t>(mean->inputs[0])];
+      const Index rank = x.shape.rank(), n = rank > 0 ? x.shape[static_cast<int>(rank) - 1] : 0;
+      const auto last_axis = [&](const Node& r) {
+        return r.inputs.size() == 1 && r.integers("axes").size() == 1 &&
+               (r.integers("axes")[0] == -1 || r.integers("axes")[0] == rank - 1) && r.integer("keepdims", 1) == 1;
+      };
+      if (x.type != DType::f32 || !last_axis(*mean) || !last_axis(*spread) || g[scale].constant.count() != n ||
+          g[bias].constant.count() != n)
+        continue;
+      for (Node* p : {scaled, divide, centred, root, add, spread, square, mean}) adopt(last, *p);
+      const ValueId source = mean->inputs[0];
+      for (Node* p : {scaled, divide, centred, root, add, spread, square, mean}) drop(*p);
+      last.op = "LayerNormalization";
+      last.inputs = {source, scale, bias};
+      last.set("axis", Index{-1});
+      last.set("epsilon", static_cast<float>(*epsilon));
+      break;
+    }
+  }
+  erase_marked(g);
+}
+
+/// MatMul by a constant matrix, then Add of a constant row: the row becomes the product's bias.
+inline void fuse_matmul_bias(Graph& g) {
+  Matcher m(g);
+  for (Node& add : g.nodes) {
+    if (add.op != "Add") continue;
+    for (const ValueId bias : {add.inputs[0], add.inputs[1]}) {
+      Node* product = m.producer(Matcher::other(add, bias), "MatMul");
+      if (!product || !m.is_private(product->outputs[0]) || product->inputs.size() != 2 ||
+          !g.is_constant(product->inputs[1]))
+        continue;
+      const Tensor& w = g[product->inputs[1]].constant;
+      if (!g.is_constant(bias) || w.shape().rank() != 2) continue;
+      const Tensor& b = g[bias].constant;
+      if (b.type() != DType::f32 || b.count() != w.shape()[1] || b.shape().rank() == 0 ||
+          b.shape()[b.shape().rank() - 1] != b.count())
+        continue;
+      product->inputs.push_back(bias);
+      take_output(*product, add);
+      m = Matcher(g);
+      break;
+    }
+  }
+  erase_marked(g);
+}
+
+inline bool takes_tail(const Node& n) {
+  return n.op == "Conv" || n.op == "Gemm" || n.op == "MatMul";
+}
+
+/// Additions of an equal shape and activations move into the convolution or product in front of them.
+inline void fuse_tails(Graph& g, const Inference& shapes) {
+  const auto shape = [&](ValueId v) -> const Shape& { return shapes.views[static_cast<std::size_t>(v)].shape; };
+  g.sort();
+  // An addition goes into the operand that is computed last. That operand is read by nothing else, so the other one
+  // cannot depend on it and may be computed before.
+  std::vector<std::size_t> position(g.values.size(), 0);
+  for (std::size_t i = 0; i < g.nodes.size(); ++i) {
+    for (const ValueId v : g.nodes[i].outputs) {
+      if (v != no_value) position[static_cast<std::size_t>(v)] = i + 1;
+    }
+  }
+  const auto activation_of = [&](Node& n) -> std::optional<std::pair<float, float>> {
+    const UnaryFunction* f = find_unary(n.op);
+    if (f && f->kernel != kernel::Unary::count && n.inputs.size() == 1) {
+      if (n.op == "Neg" || n.op == "Abs" || n.op == "Sqrt" || n.op == "Reciprocal") return {};
+      return std::pair{n.real("alpha", f->alpha), n.real("beta", f->beta)};
+    }
+    if (n.op == "Clip") {
+      Matcher m(g);
+      const auto bound = [&](std::size_t i, const char* name, float fallback) -> std::optional<float> {
+        if (n.input(i) == no_value) return n.real(name, fallback);
+        const auto s = m.scalar(n.input(i));
+        return s ? std::optional(static_cast<float>(*s)) : std::nullopt;
+      };
+      const auto low = bound(1, "min", -std::numeric_limits<float>::infinity()),
+                 high = bound(2, "max", std::numeric_limits<float>::infinity());
+      if (low && high) return std::pair{*low, *high};
+    }
+    return {};
+  };
+  Matcher m(g);
+  for (Node& n : g.nodes) {
+    if (n.op == "Add") {
+      Node* host = nullptr;
+      ValueId residual = no_value;
+      for (const ValueId v : {n.inputs[0], n.inputs[1]}) {
+        Node* p = m.producer(v);
+        const ValueId rest = Matcher::other(n, v);
+        if (!p || !takes_tail(*p) || !m.is_private(v) || p->find("offramp.activation") || p->input(3) != no_value ||
+            rest == v)
+          continue;
+        if (shape(v) != shape(rest) || shapes.views[static_cast<std::size_t>(rest)].type != DType::f32) continue;
+        if (host && position[static_cast<std::size_t>(v)] < position[static_cast<std::size_t>(residual)]) continue;
+        host = p, residual = rest;
+      }
+      if (!host) continue;
+      host->inputs.resize(4, no_value);
+      host->inputs[3] = residual;
+      position[static_cast<std::size_t>(n.outputs[0])] = position[static_cast<std::size_t>(host->outputs[0])];
+      take_output(*host, n);
+      m = Matcher(g);
+    } else if (const auto parameters = activation_of(n)) {
+      Node* host = m.producer(n.inputs[0]);
+      if (!host || !takes_tail(*host) || !m.is_private(n.inputs[0]) || host->find("offramp.activation")) continue;
+      host->set("offramp.activation", n.op);
+      host->set("offramp.alpha", parameters->first);
+      host->set("offramp.beta", parameters->second);
+      position[static_cast<std::size_t>(n.outputs[0])] = position[static_cast<std::size_t>(host->outputs[0])];
+      take_output(*host, n);
+      m = Matcher(g);
+    }
+  }
+  erase_marked(g);
+  g.sort();
+}
+
+/// Rewrites convolutions, poolings and what stands between them to channels last, with transpositions at the edges.
+class ChannelsLast {
+ public:
+  ChannelsLast(Graph& g, const Inference& shapes) : g_(g), shapes_(shapes) {}
+
+  void run() {
+    std::vector<Node> old = std::move(g_.nodes);
+    g_.nodes.clear();
+    for (Node& node : old) {
+      if (!rewrite(node)) {
+        for (ValueId& v : node.inputs) v = plain(v);
+        for (Attribute& a : node.attributes) {
+          if (auto* sub = std::get_if<std::shared_ptr<Graph>>(&a.value); sub && *sub) {
+            for (auto& [outer, inner] : (*sub)->captures) outer = plain(outer);
+          }
+        }
+        g_.nodes.push_back(std::move(node));
+      }
+    }
+    for (const ValueId v : g_.outputs) restore(v);
+  }
+
+ private:
+  // The channels-last twin of a plain value, made by a transposition where there is none yet.
+  ValueId last(ValueId v) {
+    const auto i = static_cast<std::size_t>(v);
+    if (i < twin_.size() && twin_[i] != no_value) return twin_[i];
+    const int rank = shape(v).rank();
+    if (g_.is_constant(v))
+      return remember(v, g_.add_constant(g_[v].name + ".channels_last", transposed(g_[v].constant)));
+    std::vector<Index> perm{0};
+    for (int a = 2; a < rank; ++a) perm.push_back(a);
+    perm.push_back(1);
+    const ValueId t = g_.add_value(g_[v].name + ".channels_last");
+    g_.nodes.push_back(transpose(plain(v), t, std::move(perm)));
+    return remember(v, t);
+  }
+  // The plain value, computed from its twin where only that exists.
+  ValueId plain(ValueId v) {
+    if (v == no_value) return v;
+    restore(v);
+    return v;
+  }
+  void restore(ValueId v) {
+    const auto i = static_cast<std::size_t>(v);
+    if (i >= missing_.size() || !missing_[i]) return;
+    missing_[i] = false;
+    const int rank = shape(v).rank();
+    std::vector<Index> perm{0, rank - 1};
+    for (int a = 1; a < rank - 1; ++a) perm.push_back(a);
+    g_.nodes.push_back(transpose(twin_[i], v, std::move(perm)));
+  }
+  Node transpose(ValueId from, ValueId to, std::vector<Index> perm) const {
+    Node n;
+    n.op = "Transpose";
+    n.name = g_[to].name;
+    n.inputs = {from};
+    n.outputs = {to};
+    n.set("perm", std::move(perm));
+    return n;
+  }
+  ValueId remember(ValueId v, ValueId t) {
+    const auto i = static_cast<std::size_t>(v);
+    if (twin_.size() <= i) twin_.resize(i + 1, no_value);
+    return twin_[i] = t;
+  }
+  bool has_twin(ValueId v) const {
+    const auto i = static_cast<std::size_t>(v);
+    return v != no_value && i < twin_.size() && twin_[i] != no_value;
+  }
+  const Shape& shape(ValueId v) const { return shapes_.views[static_cast<std::size_t>(v)].shape; }
+  static Tensor transposed(const Tensor& t) {
+    const int rank = t.shape().rank();
+    Shape s;
+    s.push_back(t.shape()[0]);
+    for (int a = 2; a < rank; ++a) s.push_back(t.shape()[a]);
+    s.push_back(t.shape()[1]);
+    Tensor r(t.type(), s);
+    const Index channels = t.shape()[1], pixels = t.shape().count(2, rank);
+    for (Index n = 0; n < t.shape()[0]; ++n) {
+      for (Index c = 0; c < channels; ++c) {
+        for (Index p = 0; p < pixels; ++p)
+          copy_elements(r.mutable_data(), (n * pixels + p) * channels + c, t.data(), (n * channels + c) * pixels + p, 1,
+                        size_of(t.type()));
+      }
+    }
+    return r;
+  }
+  static Index moved(Index axis, int rank) {
+    if (axis < 0) axis += rank;
+    return axis == 0 ? 0 : axis == 1 ? rank - 1 : axis - 1;
+  }
+
+  void emit(Node node, ValueId out) {
+    const ValueId t = g_.add_value(g_[out].name + ".channels_last");
+    node.outputs.assign(1, t);
+    remember(out, t);
+    const auto i = static_cast<std::size_t>(out);
+    if (missing_.size() <= i) missing_.resize(i + 1, false);
+    missing_[i] = true;
+    g_.nodes.push_back(std::move(node));
+  }
+
+  bool rewrite(Node& node) {
+    if (node.outputs.size() != 1 || node.inputs.empty() || node.inputs[0] == no_value) return false;
+    const ValueId out = node.outputs[0];
+    const int rank = shape(node.inputs[0]).rank();
+    if (rank < 3 || rank > 5) return false;
+    if (node.op == "Conv" ||
+        (node.op.ends_with("Pool") && shapes_.views[static_cast<std::size_t>(node.inputs[0])].type == DType::f32)) {
+      node.inputs[0] = last(node.inputs[0]);
+      if (node.input(3) != no_value) node.inputs[3] = last(node.inputs[3]);
+      node.set("offramp.channels_last", Index{1});
+      emit(std::move(node), out);
+      return true;
+    }
+    if (!has_twin(node.inputs[0]) && !(node.inputs.size() > 1 && has_twin(node.inputs[1]))) return false;
+    const bool unary = find_unary(node.op) || node.op == "Clip" || node.op == "Cast" || node.op == "Identity";
+    if (unary && has_twin(node.inputs[0])) {
+      node.inputs[0] = last(node.inputs[0]);
+      emit(std::move(node), out);
+      return true;
+    }
+    if (node.op == "BatchNormalization" && has_twin(node.inputs[0])) {
+      node.inputs[0] = last(node.inputs[0]);
+      node.set("offramp.channels_last", Index{1});
+      emit(std::move(node), out);
+      return true;
+    }
+    if (find_binary(node.op) && node.inputs.size() == 2 && g_.opset >= 7) return rewrite_binary(node, out);
+    if (node.op == "Concat") {
+      const bool ready = std::all_of(node.inputs.begin(), node.inputs.end(), [&](ValueId v) { return has_twin(v); });
+      if (!ready) return false;
+      node.set("axis", moved(node.integer("axis", 1), rank));
+      for (ValueId& v : node.inputs) v = last(v);
+      emit(std::move(node), out);
+      return true;
+    }
+    if ((node.op == "Pad" || node.op == "Slice") && has_twin(node.inputs[0])) return rewrite_ranges(node, out, rank);
+    if (node.op == "ReduceMean" && node.inputs.size() == 1 && node.integer("keepdims", 1) == 1 && node.find("axes") &&
+        has_twin(node.inputs[0])) {
+      auto axes = node.integers("axes");
+      for (Index& a : axes) a = moved(a, rank);
+      node.set("axes", std::move(axes));
+      node.inputs[0] = last(node.inputs[0]);
+      emit(std::move(node), out);
+      return true;
+    }
+    return false;
+  }
+
+  // Both operands of full rank, or one a scalar or a constant of fewer axes.
+  bool rewrite_binary(Node& node, ValueId out) {
+    const int rank = shape(out).rank();
+    std::vector<ValueId> operands;
+    for (const ValueId v : node.inputs) {
+      if (shape(v).count() == 1 && shape(v).rank() <= rank) {
+        operands.push_back(shape(v).rank() == rank && has_twin(v) ? last(v) : no_value);
+      } else if (shape(v).rank() == rank) {
+        operands.push_back(last(v));
+      } else if (g_.is_constant(v) && shape(v).rank() < rank) {
+        Shape s;
+        for (int i = shape(v).rank(); i < rank; ++i) s.push_back(1);
+        for (const Index n : shape(v).sizes()) s.push_back(n);
+        operands.push_back(g_.add_constant(g_[v].name + ".channels_last", transposed(g_[v].constant.reshaped(s))));
+      } else {
+        return false;
+      }
+    }
+    for (std::size_t i = 0; i < 2; ++i) node.inputs[i] = operands[i] == no_value ? plain(node.inputs[i]) : operands[i];
+    emit(std::move(node), out);
+    return true;
+  }
+
+  // Pad and Slice: reorder the numbers, which are attributes in old opsets and constants in new ones.
+  bool rewrite_ranges(Node& node, ValueId out, int rank) {
+    if (node.op == "Pad") {
+      const bool attribute = node.input(1) == no_value;
+      if (node.input(3) != no_value) return false;
+      if (!attribute && !g_.is_constant(node.input(1))) return false;
+      const char* key = node.find("pads") ? "pads" : "paddings";
+      const std::vector<Index> pads =
+          attribute ? node.integers(key) : known_integers(g_[node.input(1)].constant.view(), "pads");
+      if (static_cast<int>(pads.size()) != 2 * rank) return false;
+      std::vector<Index> reordered(pads.size());
+      for (int a = 0; a < rank; ++a) {
+        const auto to = static_cast<std::size_t>(moved(a, rank)), from = static_cast<std::size_t>(a),
+                   n = static_cast<std::size_t>(rank);
+        reordered[to] = pads[from];
+        reordered[to + n] = pads[from + n];
+      }
+      if (attribute)
+        node.set(key, reordered);
+      else
+        node.inputs[1] = g_.add_constant(g_[out].name + ".pads", Tensor::of<Index>({2 * rank}, reordered));
+    } else {
+      const bool attribute = node.find("starts") != nullptr;
+      if (!attribute && (node.input(3) == no_value || !g_.is_constant(node.input(3)))) return false;
+      if (attribute && !node.find("axes")) return false;
+      std::vector<Index> axes =
+          attribute ? node.integers("axes") : known_integers(g_[node.input(3)].constant.view(), "axes");
+      for (Index& a : axes) a = moved(a, rank);
+      const auto n = static_cast<Index>(axes.size());
+      if (attribute)
+        node.set("axes", axes);
+      else
+        node.inputs[3] = g_.add_constant(g_[out].name + ".axes", Tensor::of<Index>({n}, axes));
+    }
+    node.inputs[0] = last(node.inputs[0]);
+    emit(std::move(node), out);
+    return true;
+  }
+
+  Graph& g_;
+  const Inference& shapes_;
+  std::vector<ValueId> twin_;
+  std::vector<bool> missing_;
+};
+
+}  // namespace offramp::passes

@@ -1,0 +1,79 @@
+/// @file dispatch.hpp
+/// The vector kernels of every instruction set, compiled from one text, and the choice between them.
+///
+/// The text (vector_text.inc) is included once per instruction set, each time in its own namespace and under
+/// function-level target options, so a program built with plain -O2 runs at the speed of the CPU that it meets.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <span>
+
+#include "offramp/core/config.hpp"
+#include "offramp/kernel/isa.hpp"
+#include "offramp/kernel/kernels.hpp"
+
+#define OFFRAMP_TARGET_NAMESPACE baseline
+#define OFFRAMP_TARGET_LANES 4
+#define OFFRAMP_TARGET_REGISTERS 16
+#include "offramp/kernel/vector_text.inc"
+#undef OFFRAMP_TARGET_NAMESPACE
+#undef OFFRAMP_TARGET_LANES
+#undef OFFRAMP_TARGET_REGISTERS
+
+#if OFFRAMP_X86_TARGETS
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#endif
+#define OFFRAMP_TARGET_NAMESPACE avx2
+#define OFFRAMP_TARGET_LANES 8
+#define OFFRAMP_TARGET_REGISTERS 16
+#include "offramp/kernel/vector_text.inc"
+#undef OFFRAMP_TARGET_NAMESPACE
+#undef OFFRAMP_TARGET_LANES
+#undef OFFRAMP_TARGET_REGISTERS
+#if defined(__clang__)
+#pragma clang attribute pop
+#pragma clang attribute push(__attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,prefer-256-bit"))), \
+                             apply_to = function)
+#else
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")
+#endif
+#define OFFRAMP_TARGET_NAMESPACE avx512
+#define OFFRAMP_TARGET_LANES 16
+#define OFFRAMP_TARGET_REGISTERS 32
+#include "offramp/kernel/vector_text.inc"
+#undef OFFRAMP_TARGET_NAMESPACE
+#undef OFFRAMP_TARGET_LANES
+#undef OFFRAMP_TARGET_REGISTERS
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+#endif  // OFFRAMP_X86_TARGETS
+
+namespace offramp::kernel {
+
+/// The kernels of `isa`, or of the baseline where this build has none for it.
+inline const Kernels& kernels_for(Isa isa) noexcept {
+#if OFFRAMP_X86_TARGETS
+  if (isa == Isa::avx512) return avx512::table();
+  if (isa == Isa::avx2) return avx2::table();
+#endif
+  static_cast<void>(isa);
+  return baseline::table();
+}
+
+}  // namespace offramp::kernel

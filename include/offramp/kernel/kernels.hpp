@@ -1,0 +1,117 @@
+/// @file kernels.hpp
+/// What a vector kernel takes, and the table of kernels of one instruction set.
+#pragma once
+
+#include <cstdint>
+
+#include "offramp/core/shape.hpp"
+
+namespace offramp::kernel {
+
+/// Columns of a packed weight matrix stand in blocks of this many, whatever the vector's length.
+inline constexpr Index column_block = 16;
+
+constexpr Index padded_columns(Index n) noexcept {
+  return (n + column_block - 1) / column_block * column_block;
+}
+
+/// Functions of one variable with a vector kernel. `alpha` and `beta` mean what ONNX means by them.
+enum class Unary : std::uint8_t {
+  identity,
+  relu,
+  leaky_relu,
+  clip,  // alpha: lower, beta: upper
+  sigmoid,
+  tanh,
+  exp,
+  erf,
+  gelu,  // x * (1 + erf(x / sqrt 2)) / 2
+  silu,  // x * sigmoid(x)
+  elu,
+  hard_sigmoid,
+  hard_swish,
+  sqrt,
+  reciprocal,
+  neg,
+  abs,
+  count
+};
+
+/// Functions of two variables with a vector kernel.
+enum class Binary : std::uint8_t { add, sub, mul, div, max, min, prelu, count };
+
+/// One strip of a matrix product: `tile_rows` rows of the left side times all columns of the right side,
+/// C = act(A B + bias + residual). A is given by row addresses, `taps` runs of `run` elements each, so that a
+/// convolution's window is read where it lies (indirect convolution, Dukhan 2019, arXiv 1907.02129).
+struct Gemm {
+  Index m = 0, n = 0;        ///< rows and columns of C
+  Index taps = 1, run = 0;   ///< K = taps * run
+  const float* a = nullptr;  ///< with taps == 1 and no offsets: row i starts at a + i * lda
+  Index lda = 0;
+  const std::int32_t* offsets = nullptr;  ///< else [m][taps] element offsets from `a`; negative: a run of zeros
+  const float* zeros = nullptr;           ///< at least `run` zeros
+  const float* b = nullptr;               ///< packed: block of 16 columns after block, each [K][16]
+  const float* bias = nullptr;            ///< null, or n padded to a multiple of 16
+  const float* residual = nullptr;        ///< null, or m rows, `ldr` apart
+  Index ldr = 0;
+  float* c = nullptr;
+  Index ldc = 0;
+  Unary activation = Unary::identity;
+  float alpha = 0, beta = 0;
+  Index row_tile = 0, block_tile = 0;  ///< from choose_tile; 0: chosen by the kernel
+  bool columns_outside = false;        ///< keep a panel of B in cache and walk the rows inside
+};
+
+/// Depthwise convolution, channels last, one image. The multiplier is 1.
+struct Depthwise {
+  Index channels = 0, in_h = 0, in_w = 0, out_h = 0, out_w = 0;
+  Index kernel_h = 0, kernel_w = 0, stride_h = 1, stride_w = 1, dilation_h = 1, dilation_w = 1, pad_top = 0,
+        pad_left = 0;
+  const float* in = nullptr;
+  const float* weights = nullptr;  ///< [kernel_h][kernel_w][channels]
+  const float* bias = nullptr;     ///< null, or [channels]
+  float* out = nullptr;
+  Unary activation = Unary::identity;
+  float alpha = 0, beta = 0;
+};
+
+/// Maximum or average pooling, channels last, one image.
+struct Pool2d {
+  bool maximum = true, count_padding = false;
+  Index channels = 0, in_h = 0, in_w = 0, out_h = 0, out_w = 0;
+  Index kernel_h = 0, kernel_w = 0, stride_h = 1, stride_w = 1, dilation_h = 1, dilation_w = 1, pad_top = 0,
+        pad_left = 0;
+  Index pad_bottom = 0, pad_right = 0;
+  const float* in = nullptr;
+  float* out = nullptr;
+};
+
+/// The rows and 16-column blocks that one micro-kernel call computes.
+struct Tile {
+  Index rows = 1, blocks = 1;
+};
+
+/// The kernels of one instruction set. Every function is free of side effects but for its output, allocates nothing
+/// and throws nothing; any number of threads may call it.
+struct Kernels {
+  Index lanes;  ///< floats in a vector
+  Tile (*choose_tile)(Index m, Index n, Index k) noexcept;
+  void (*gemm)(const Gemm&) noexcept;
+  void (*depthwise)(const Depthwise&) noexcept;
+  void (*pool2d)(const Pool2d&) noexcept;
+  /// out[i] = f(in[i]); in and out may be the same.
+  void (*unary)(Unary, const float* in, float* out, Index n, float alpha, float beta) noexcept;
+  /// out[i] = f(a[i * a_step], b[i * b_step]); a step is 0 or 1; out may be a or b.
+  void (*binary)(Binary, const float* a, Index a_step, const float* b, Index b_step, float* out, Index n) noexcept;
+  /// Softmax (or its logarithm) of each of `rows` rows of n elements, n at least 1.
+  void (*softmax)(const float* in, float* out, Index rows, Index n, bool logarithm) noexcept;
+  /// (x - mean) / sqrt(variance + epsilon) * scale + bias over rows of n; scale and bias may be null.
+  void (*layer_norm)(const float* in, float* out, Index rows, Index n, float epsilon, const float* scale,
+                     const float* bias) noexcept;
+  /// out[c] = scale * sum over rows of in[row * n + c].
+  void (*sum_rows)(const float* in, float* out, Index rows, Index n, float scale) noexcept;
+  /// The sum of n floats, in lanes.
+  float (*sum)(const float* in, Index n) noexcept;
+};
+
+}  // namespace offramp::kernel

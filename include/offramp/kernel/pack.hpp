@@ -1,0 +1,54 @@
+/// @file pack.hpp
+/// Weights in the order that the matrix kernel reads them, and the transposition between channel orders.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+
+#include "offramp/core/shape.hpp"
+#include "offramp/kernel/kernels.hpp"
+
+namespace offramp::kernel {
+
+/// Floats that a packed k x n matrix takes.
+constexpr Index packed_size(Index k, Index n) noexcept {
+  return k * padded_columns(n);
+}
+
+/// Packs the k x n matrix whose element (i, j) is b[i * row_step + j * column_step], times `scale`: blocks of 16
+/// columns, each [k][16], the last padded with zeros.
+inline void pack(const float* b, Index row_step, Index column_step, Index k, Index n, float scale,
+                 float* out) noexcept {
+  for (Index j0 = 0; j0 < n; j0 += column_block) {
+    const Index width = std::min(column_block, n - j0);
+    for (Index i = 0; i < k; ++i) {
+      const float* from = b + i * row_step + j0 * column_step;
+      for (Index j = 0; j < width; ++j) out[j] = from[j * column_step] * scale;
+      std::fill(out + width, out + column_block, 0.0f);
+      out += column_block;
+    }
+  }
+}
+
+/// out[c][r] = in[r][c], in tiles that stay in L1.
+template <class T>
+void transpose(const T* in, Index rows, Index columns, T* out) noexcept {
+  constexpr Index tile = 16;
+  for (Index r0 = 0; r0 < rows; r0 += tile) {
+    const Index r1 = std::min(rows, r0 + tile);
+    for (Index c0 = 0; c0 < columns; c0 += tile) {
+      const Index c1 = std::min(columns, c0 + tile);
+      for (Index c = c0; c < c1; ++c) {
+        for (Index r = r0; r < r1; ++r) out[c * rows + r] = in[r * columns + c];
+      }
+    }
+  }
+}
+
+/// Whether the matrix kernel should keep a panel of B in cache and walk the rows inside: B overflows half of a usual
+/// L2.
+constexpr bool prefer_columns_outside(Index m, Index n, Index k) noexcept {
+  return m > 14 && packed_size(k, n) * static_cast<Index>(sizeof(float)) > 512 * 1024;
+}
+
+}  // namespace offramp::kernel

@@ -1,0 +1,399 @@
+/// @file conv.hpp
+/// Convolution and its transpose, over one to three spatial axes.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "offramp/kernel/pack.hpp"
+#include "offramp/layer/fused.hpp"
+#include "offramp/layer/window.hpp"
+
+namespace offramp {
+
+/// Convolution with its weights packed for one input size; shared by the run-time graph and by networks as types.
+/// Input and output are channels last. Chooses between the depthwise kernel and the indirect matrix product, in which
+/// the rows of the left side are read where the window lies in the input.
+class ConvPlan {
+ public:
+  ConvPlan() = default;
+
+  /// `weights` is [out_channels][in_channels / group][kernel...], `bias` null or [out_channels].
+  ConvPlan(const Window& window, Index in_channels, Index out_channels, Index group, const float* weights,
+           const float* bias, const FusedTail& tail, const kernel::Kernels& kernels)
+      : w_(window),
+        in_channels_(in_channels),
+        out_channels_(out_channels),
+        group_(group),
+        tail_(tail),
+        has_bias_(bias) {
+    require(group > 0 && in_channels % group == 0 && out_channels % group == 0,
+            "channels " + std::to_string(in_channels) + " and " + std::to_string(out_channels) +
+                " are not divisible into " + std::to_string(group) + " groups");
+    const Index taps = w_.taps(), in_group = in_channels / group, out_group = out_channels / group;
+    const auto padded = w_.padded();
+    const Index largest = std::numeric_limits<std::int32_t>::max() / 2;
+    require(checked_product(checked_product(checked_product(padded[0], padded[1]), padded[2]), in_channels) < largest,
+            "the input of a convolution is larger than 2^30 elements a sample");
+    require(checked_product(w_.out_count(), taps) < largest / 4,
+            "the windows of a convolution have more than 2^28 elements");
+    if (group == in_channels && group == out_channels && w_.in[0] == 1 && w_.kernel[0] == 1 && w_.begin[0] == 0) {
+      kind_ = Kind::depthwise;
+      weights_ = Tensor(DType::f32, {taps, out_channels});
+      kernel::transpose(weights, out_channels, taps, floats(weights_));
+      if (bias) {
+        bias_ = Tensor(DType::f32, {out_channels});
+        std::memcpy(bias_.mutable_data(), bias, bias_.bytes());
+      }
+      return;
+    }
+    if (w_.is_pointwise()) {
+      kind_ = Kind::pointwise;
+    } else if (in_group == in_channels && in_channels <= 4 && w_.dilation[2] == 1 && w_.kernel[2] > 1) {
+      kind_ = Kind::rows;  // a row of the window is one run of memory, in a copy of the image with its padding
+    }
+    const bool rows = kind_ == Kind::rows;
+    taps_ = rows ? taps / w_.kernel[2] : taps;
+    run_ = rows ? w_.kernel[2] * in_group : in_group;
+    const Index k = taps_ * run_;
+    packed_ = kernel::packed_size(k, out_group);
+    weights_ = Tensor(DType::f32, {group, packed_});
+    std::vector<float> columns(static_cast<std::size_t>(k * out_group));  // [tap][channel][out]
+    for (Index g = 0; g < group; ++g) {
+      for (Index o = 0; o < out_group; ++o) {
+        const float* from = weights + (g * out_group + o) * in_group * taps;
+        for (Index c = 0; c < in_group; ++c) {
+          for (Index t = 0; t < taps; ++t)
+            columns[static_cast<std::size_t>((t * in_group + c) * out_group + o)] = from[c * taps + t];
+        }
+      }
+      kernel::pack(columns.data(), out_group, 1, k, out_group, 1.0f, floats(weights_) + g * packed_);
+    }
+    if (bias) {
+      bias_ = Tensor(DType::f32, {group, kernel::padded_columns(out_group)});
+      for (Index g = 0; g < group; ++g) {
+        std::memcpy(floats(bias_) + g * kernel::padded_columns(out_group), bias + g * out_group,
+                    static_cast<std::size_t>(out_group) * sizeof(float));
+      }
+    }
+    if (kind_ != Kind::pointwise) offsets_ = w_.offsets(in_channels, rows);
+    zeros_ = Tensor(DType::f32, {run_ + 16});
+    tile_ = kernels.choose_tile(w_.out_count(), out_group, k);
+  }
+
+  const Window& window() const noexcept { return w_; }
+
+  Cost cost(Index batch, bool residual) const noexcept {
+    const Index outputs = batch * w_.out_count() * out_channels_;
+    const Index macs = outputs * w_.taps() * (in_channels_ / group_);
+    const Index out_group = out_channels_ / group_;
+    const Index executed_macs = kind_ == Kind::depthwise ? macs : macs / out_group * kernel::padded_columns(out_group);
+    return {macs, 2 * macs + outputs * Index{has_bias_},
+            2 * executed_macs + outputs * (has_bias_ + residual + tail_.executed)};
+  }
+
+  std::size_t scratch_bytes() const noexcept {
+    return kind_ == Kind::rows ? static_cast<std::size_t>(w_.padded_count() * in_channels_ + 64) * sizeof(float) : 0;
+  }
+
+  std::string algorithm() const {
+    switch (kind_) {
+      case Kind::depthwise:
+        return "depthwise";
+      case Kind::pointwise:
+        return "gemm " + std::to_string(tile_.rows) + "x" + std::to_string(tile_.blocks * 16);
+      case Kind::rows:
+        return "row gemm " + std::to_string(tile_.rows) + "x" + std::to_string(tile_.blocks * 16);
+      case Kind::indirect:
+        return "indirect gemm " + std::to_string(tile_.rows) + "x" + std::to_string(tile_.blocks * 16);
+    }
+    return {};
+  }
+
+  /// `in`, `residual` (or null) and `out` are [batch][spatial...][channels].
+  void forward(const float* in, const float* residual, float* out, Index batch, std::byte* scratch,
+               const kernel::Kernels& kernels) const noexcept {
+    if (kind_ == Kind::depthwise) {
+      depthwise(in, residual, out, batch, kernels);
+      return;
+    }
+    const Index pixels = w_.out_count(), out_group = out_channels_ / group_;
+    kernel::Gemm g;
+    g.n = out_group;
+    g.taps = taps_;
+    g.run = run_;
+    g.zeros = zeros_.view().f32();
+    g.ldc = g.ldr = out_channels_;
+    g.activation = tail_.activation;
+    g.alpha = tail_.alpha;
+    g.beta = tail_.beta;
+    g.row_tile = tile_.rows;
+    g.block_tile = tile_.blocks;
+    const bool joined = kind_ == Kind::pointwise;  // the samples of a batch are one long matrix
+    g.m = joined ? batch * pixels : pixels;
+    g.columns_outside = kernel::prefer_columns_outside(g.m, out_group, taps_ * run_);
+    if (!joined) g.offsets = offsets_.data();
+    for (Index image = 0; image < (joined ? 1 : batch); ++image) {
+      const float* x = in + image * w_.in_count() * in_channels_;
+      if (kind_ == Kind::rows) x = padded(x, reinterpret_cast<float*>(scratch));
+      for (Index group = 0; group < group_; ++group) {
+        g.a = x + group * (in_channels_ / group_);
+        g.lda = in_channels_;
+        g.b = weights_.view().f32() + group * packed_;
+        g.bias = has_bias_ ? bias_.view().f32() + group * kernel::padded_columns(out_group) : nullptr;
+        g.residual = residual ? residual + image * pixels * out_channels_ + group * out_group : nullptr;
+        g.c = out + image * pixels * out_channels_ + group * out_group;
+        kernels.gemm(g);
+      }
+    }
+  }
+
+ private:
+  enum class Kind { indirect, pointwise, rows, depthwise };
+
+  static float* floats(Tensor& t) noexcept { return static_cast<float*>(t.mutable_data()); }
+
+  const float* padded(const float* in, float* out) const noexcept {
+    const std::array<Index, 3> size = w_.padded();
+    std::memset(out, 0, static_cast<std::size_t>(w_.padded_count() * in_channels_) * sizeof(float));
+    for (Index d = 0; d < w_.in[0]; ++d) {
+      for (Index h = 0; h < w_.in[1]; ++h) {
+        float* to = out + (((d + w_.begin[0]) * size[1] + h + w_.begin[1]) * size[2] + w_.begin[2]) * in_channels_;
+        std::memcpy(to, in, static_cast<std::size_t>(w_.in[2] * in_channels_) * sizeof(float));
+        in += w_.in[2] * in_channels_;
+      }
+    }
+    return out;
+  }
+
+  void depthwise(const float* in, const float* residual, float* out, Index batch,
+                 const kernel::Kernels& kernels) const noexcept {
+    kernel::Depthwise d;
+    d.channels = in_channels_;
+    d.in_h = w_.in[1], d.in_w = w_.in[2], d.out_h = w_.out[1], d.out_w = w_.out[2];
+    d.kernel_h = w_.kernel[1], d.kernel_w = w_.kernel[2];
+    d.stride_h = w_.stride[1], d.stride_w = w_.stride[2];
+    d.dilation_h = w_.dilation[1], d.dilation_w = w_.dilation[2];
+    d.pad_top = w_.begin[1], d.pad_left = w_.begin[2];
+    d.weights = weights_.view().f32();
+    d.bias = has_bias_ ? bias_.view().f32() : nullptr;
+    if (!residual) {
+      d.activation = tail_.activation;
+      d.alpha = tail_.alpha;
+      d.beta = tail_.beta;
+    }
+    const Index outputs = w_.out_count() * out_channels_;
+    for (Index image = 0; image < batch; ++image) {
+      d.in = in + image * w_.in_count() * in_channels_;
+      d.out = out + image * outputs;
+      kernels.depthwise(d);
+      if (residual) {
+        kernels.binary(kernel::Binary::add, d.out, 1, residual + image * outputs, 1, d.out, outputs);
+        kernels.unary(tail_.activation, d.out, d.out, outputs, tail_.alpha, tail_.beta);
+      }
+    }
+  }
+
+  Window w_;
+  Index in_channels_ = 0, out_channels_ = 0, group_ = 1;
+  FusedTail tail_;
+  bool has_bias_ = false;
+  Kind kind_ = Kind::indirect;
+  Index taps_ = 1, run_ = 0, packed_ = 0;
+  Tensor weights_, bias_, zeros_;
+  std::vector<std::int32_t> offsets_;
+  kernel::Tile tile_;
+};
+
+/// Shape of a tensor [N, C, spatial...], in either order of channels.
+inline Index channels_of(const Shape& s, bool channels_last) noexcept {
+  return channels_last ? s[s.rank() - 1] : s[1];
+}
+
+/// ONNX Conv. Inputs: X, W, optional B, and (after fusion) a residual of the output's shape.
+class ConvOperation final : public Operation {
+ public:
+  ConvOperation(const Node& node, Index)
+      : window_(node),
+        group_(node.integer("group", 1)),
+        channels_last_(node.integer("offramp.channels_last", 0) != 0),
+        tail_(node) {}
+
+  InputUse use(std::size_t i) const noexcept override {
+    return i == 1 || i == 2 ? InputUse::parameter : InputUse::data;
+  }
+  void infer(std::span<const TensorView> in, std::span<TensorView> out) const override {
+    const TensorView &x = float_input(in, 0), &w = float_input(in, 1);
+    require_rank(x, 3, 5, "input");
+    require_rank(w, x.shape.rank(), x.shape.rank(), "weights");
+    const Index channels = channels_of(x.shape, channels_last_);
+    require(
+        group_ > 0 && w.shape[1] == channels / group_ && channels % group_ == 0 && w.shape[0] % group_ == 0,
+        "weights " + w.shape.text() + " in " + std::to_string(group_) + " groups do not fit input " + x.shape.text());
+    if (const TensorView* b = optional_input(in, 2)) {
+      require(b->type == DType::f32 && b->count() == w.shape[0],
+              "expected a bias of " + std::to_string(w.shape[0]) + " float32 elements, found shape " + b->shape.text());
+    }
+    const Window window = window_.resolve(x.shape, w.shape, channels_last_);
+    const Shape shape = window.output(x.shape, w.shape[0], channels_last_);
+    if (const TensorView* r = optional_input(in, 3)) {
+      require(r->type == DType::f32 && r->shape == shape,
+              "residual " + r->shape.text() + " is not of shape " + shape.text());
+    }
+    set_output(out[0], DType::f32, shape);
+  }
+  void prepare(std::span<const TensorView> in, const kernel::Kernels& kernels) override {
+    const TensorView &x = in[0], &w = in[1];
+    const TensorView* b = optional_input(in, 2);
+    require(w.data && (!b || b->data), "weights must be known before the network runs");
+    plan_ = ConvPlan(window_.resolve(x.shape, w.shape, channels_last_), channels_of(x.shape, channels_last_),
+                     w.shape[0], group_, w.f32(), b ? b->f32() : nullptr, tail_, kernels);
+  }
+  Cost cost(std::span<const TensorView> in, std::span<const TensorView> out) const noexcept override {
+    const Index macs = in[1].shape[0] > 0 ? out[0].count() * (in[1].count() / in[1].shape[0]) : 0;
+    return {macs, 2 * macs + (optional_input(in, 2) ? out[0].count() : 0), 0};
+  }
+  Index executed(std::span<const TensorView> in, std::span<const TensorView>) const noexcept override {
+    return plan_.cost(in[0].shape[0], optional_input(in, 3) != nullptr).executed;
+  }
+  std::size_t scratch_bytes(std::span<const TensorView> in, std::span<const TensorView> out) const noexcept override {
+    const std::size_t own = (plan_.scratch_bytes() + 63) / 64 * 64;
+    return channels_last_ ? own : own + in[0].bytes() + out[0].bytes() + 2 * alignment + residual_bytes(in);
+  }
+  std::string algorithm() const override { return plan_.algorithm(); }
+
+  bool forward(const OperationRun& run) const noexcept override {
+    const TensorView &x = run.in[0], &y = run.out[0];
+    const TensorView* r = optional_input(run.in, 3);
+    const Index batch = x.shape[0];
+    if (channels_last_) {
+      plan_.forward(x.f32(), r ? r->f32() : nullptr, y.as<float>(), batch, run.scratch, run.kernels);
+      return true;
+    }
+    auto* own = run.scratch;
+    auto* in = reinterpret_cast<float*>(own + (plan_.scratch_bytes() + 63) / 64 * 64);
+    auto* out = in + (x.count() + 15) / 16 * 16;
+    auto* residual = out + (y.count() + 15) / 16 * 16;
+    to_channels_last(x, in);
+    if (r) to_channels_last(*r, residual);
+    plan_.forward(in, r ? residual : nullptr, out, batch, own, run.kernels);
+    const Index pixels = y.shape.count(2, y.shape.rank()), channels = y.shape[1];
+    for (Index i = 0; i < batch; ++i) {
+      kernel::transpose(out + i * pixels * channels, pixels, channels, y.as<float>() + i * pixels * channels);
+    }
+    return true;
+  }
+
+ private:
+  static void to_channels_last(const TensorView& x, float* out) noexcept {
+    const Index pixels = x.shape.count(2, x.shape.rank()), channels = x.shape[1];
+    for (Index i = 0; i < x.shape[0]; ++i) {
+      kernel::transpose(x.f32() + i * pixels * channels, channels, pixels, out + i * pixels * channels);
+    }
+  }
+  static std::size_t residual_bytes(std::span<const TensorView> in) noexcept {
+    const TensorView* r = optional_input(in, 3);
+    return r ? r->bytes() + alignment : 0;
+  }
+
+  WindowAttributes window_;
+  Index group_;
+  bool channels_last_;
+  FusedTail tail_;
+  ConvPlan plan_;
+};
+
+/// ONNX ConvTranspose: a matrix product for every input pixel, scattered into the output.
+class ConvTransposeOperation final : public Operation {
+ public:
+  ConvTransposeOperation(const Node& node, Index)
+      : window_(node),
+        group_(node.integer("group", 1)),
+        output_padding_(node.integers("output_padding")),
+        output_shape_(node.integers("output_shape")) {}
+
+  InputUse use(std::size_t i) const noexcept override { return i == 0 ? InputUse::data : InputUse::parameter; }
+  void infer(std::span<const TensorView> in, std::span<TensorView> out) const override {
+    const TensorView &x = float_input(in, 0), &w = float_input(in, 1);
+    require_rank(x, 3, 5, "input");
+    require_rank(w, x.shape.rank(), x.shape.rank(), "weights");
+    require(
+        group_ > 0 && w.shape[0] == x.shape[1] && w.shape[0] % group_ == 0,
+        "weights " + w.shape.text() + " in " + std::to_string(group_) + " groups do not fit input " + x.shape.text());
+    if (const TensorView* b = optional_input(in, 2)) {
+      require(b->type == DType::f32 && b->count() == w.shape[1] * group_,
+              "expected a bias of " + std::to_string(w.shape[1] * group_) + " float32 elements, found shape " +
+                  b->shape.text());
+    }
+    const Window window = window_.resolve_transposed(x.shape, w.shape, output_padding_, output_shape_);
+    set_output(out[0], DType::f32, window.output(x.shape, w.shape[1] * group_, false));
+  }
+  void prepare(std::span<const TensorView> in, const kernel::Kernels& kernels) override {
+    const TensorView &x = in[0], &w = in[1];
+    const TensorView* b = optional_input(in, 2);
+    require(w.data && (!b || b->data), "weights must be known before the network runs");
+    plan_ = window_.resolve_transposed(x.shape, w.shape, output_padding_, output_shape_);
+    const Index k = w.shape[0] / group_, n = w.shape[1] * plan_.taps();
+    packed_ = kernel::packed_size(k, n);
+    weights_ = Tensor(DType::f32, {group_, packed_});
+    for (Index g = 0; g < group_; ++g) {
+      kernel::pack(w.f32() + g * k * n, n, 1, k, n, 1.0f, static_cast<float*>(weights_.mutable_data()) + g * packed_);
+    }
+    bias_ = Tensor(DType::f32, {w.shape[1] * group_});
+    if (b) std::memcpy(bias_.mutable_data(), b->data, bias_.bytes());
+    tile_ = kernels.choose_tile(plan_.in_count(), n, k);
+    out_group_ = w.shape[1];
+  }
+  Cost cost(std::span<const TensorView> in, std::span<const TensorView> out) const noexcept override {
+    const Index macs = in[1].shape[0] > 0 ? in[0].count() * (in[1].count() / in[1].shape[0]) : 0;
+    return {macs, 2 * macs + (optional_input(in, 2) ? out[0].count() : 0), 0};
+  }
+  Index executed(std::span<const TensorView> in, std::span<const TensorView> out) const noexcept override {
+    const Index n = out_group_ * plan_.taps();
+    return 2 * in[0].count() * kernel::padded_columns(n) + in[0].count() * n + out[0].count();
+  }
+  std::size_t scratch_bytes(std::span<const TensorView> in, std::span<const TensorView>) const noexcept override {
+    const Index pixels = plan_.in_count();
+    return static_cast<std::size_t>(pixels * in[0].shape[1] + 16 + pixels * out_group_ * plan_.taps()) * sizeof(float);
+  }
+  bool forward(const OperationRun& run) const noexcept override {
+    const TensorView &x = run.in[0], &y = run.out[0];
+    const Index pixels = plan_.in_count(), channels = x.shape[1], n = out_group_ * plan_.taps(), k = channels / group_;
+    auto* in = reinterpret_cast<float*>(run.scratch);
+    auto* columns = in + (pixels * channels + 15) / 16 * 16;
+    for (Index image = 0; image < x.shape[0]; ++image) {
+      kernel::transpose(x.f32() + image * pixels * channels, channels, pixels, in);
+      float* out = y.as<float>() + image * plan_.out_count() * out_group_ * group_;
+      for (Index c = 0; c < out_group_ * group_; ++c) {
+        std::fill_n(out + c * plan_.out_count(), plan_.out_count(), bias_.view().f32()[c]);
+      }
+      for (Index g = 0; g < group_; ++g) {
+        kernel::Gemm m;
+        m.m = pixels, m.n = n, m.run = k;
+        m.a = in + g * k, m.lda = channels;
+        m.b = weights_.view().f32() + g * packed_;
+        m.c = columns, m.ldc = n;
+        m.row_tile = tile_.rows, m.block_tile = tile_.blocks;
+        run.kernels.gemm(m);
+        plan_.scatter(columns, out_group_, out + g * out_group_ * plan_.out_count());
+      }
+    }
+    return true;
+  }
+
+ private:
+  WindowAttributes window_;
+  Index group_;
+  std::vector<Index> output_padding_, output_shape_;
+  Window plan_;  // `in` is the input of the transposed convolution, `out` its output
+  Tensor weights_, bias_;
+  Index packed_ = 0, out_group_ = 0;
+  kernel::Tile tile_;
+};
+
+}  // namespace offramp

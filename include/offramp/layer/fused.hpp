@@ -1,0 +1,36 @@
+/// @file fused.hpp
+/// What follows a convolution or a matrix product while its output is still in cache.
+#pragma once
+
+#include <limits>
+#include <string>
+
+#include "offramp/layer/elementwise.hpp"
+
+namespace offramp {
+
+/// The activation that the fusion pass wrote into a node's attributes `offramp.activation`, `offramp.alpha` and
+/// `offramp.beta`.
+struct FusedTail {
+  kernel::Unary activation = kernel::Unary::identity;
+  float alpha = 0, beta = 0;
+  Index executed = 0;  ///< executed FLOPs for each output element
+
+  FusedTail() = default;
+  explicit FusedTail(const Node& node) {
+    const std::string name = node.text("offramp.activation", "");
+    alpha = node.real("offramp.alpha", 0);
+    beta = node.real("offramp.beta", 0);
+    if (name == "Clip") {
+      activation = kernel::Unary::clip;
+      executed = 1;
+    } else if (!name.empty()) {
+      const UnaryFunction* f = find_unary(name);
+      require(f && f->kernel != kernel::Unary::count, "cannot fuse " + name);
+      activation = f->kernel;
+      executed = f->executed;
+    }
+  }
+};
+
+}  // namespace offramp

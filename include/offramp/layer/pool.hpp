@@ -1,0 +1,191 @@
+/// @file pool.hpp
+/// Pooling: maximum, average, Lp, and each of them over the whole image.
+#pragma once
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <string>
+
+#include "offramp/kernel/pack.hpp"
+#include "offramp/layer/conv.hpp"
+#include "offramp/layer/element.hpp"
+#include "offramp/layer/operation.hpp"
+
+namespace offramp {
+
+/// MaxPool, AveragePool, LpPool and their global forms.
+class PoolOperation final : public Operation {
+ public:
+  PoolOperation(const Node& node, Index opset)
+      : op_(node.op),
+        global_(op_.starts_with("Global")),
+        channels_last_(node.integer("offramp.channels_last", 0) != 0),
+        window_(node),
+        count_padding_(node.integer("count_include_pad", 0) != 0),
+        column_major_(node.integer("storage_order", 0) != 0),
+        p_(opset < 2 && node.find("p") == nullptr ? 2.0 : static_cast<double>(node.integer("p", 2))) {
+    kind_ = op_.ends_with("MaxPool") ? Kind::max : op_.ends_with("AveragePool") ? Kind::average : Kind::lp;
+  }
+
+  void infer(std::span<const TensorView> in, std::span<TensorView> out) const override {
+    const TensorView& x = required_input(in, 0);
+    require(x.type == DType::f32 || (kind_ == Kind::max && (x.type == DType::u8 || x.type == DType::i8)),
+            "cannot take " + std::string(name_of(x.type)));
+    require_rank(x, 3, global_ ? Shape::max_rank : 5, "input");
+    if (global_) {
+      Shape s = x.shape;
+      for (int i = 2; i < s.rank(); ++i) s[channels_last_ ? i - 1 : i] = 1;
+      require(x.count() > 0, "input " + x.shape.text() + " is empty");
+      set_output(out[0], x.type, s);
+      return;
+    }
+    const Window w = window_.resolve(x.shape, channels_last_);
+    const Shape s = w.output(x.shape, channels_of(x.shape, channels_last_), channels_last_);
+    set_output(out[0], x.type, s);
+    if (out.size() > 1) {
+      require(kind_ == Kind::max && !channels_last_, "only MaxPool has a second output");
+      set_output(out[1], DType::i64, s);
+    }
+  }
+  void prepare(std::span<const TensorView> in, const kernel::Kernels&) override {
+    if (!global_) plan_ = window_.resolve(in[0].shape, channels_last_);
+  }
+  Cost cost(std::span<const TensorView> in, std::span<const TensorView> out) const noexcept override {
+    if (out[0].count() == 0) return {};
+    const Index window = global_ ? in[0].count() / out[0].count() : window_.taps();
+    return Cost::plain(out[0].count() * (kind_ == Kind::max       ? window - 1
+                                         : kind_ == Kind::average ? window
+                                                                  : 2 * window));
+  }
+  std::size_t scratch_bytes(std::span<const TensorView> in, std::span<const TensorView> out) const noexcept override {
+    return vectorised(in[0], out) && !channels_last_
+               ? static_cast<std::size_t>(image(in[0]) + image(out[0])) * sizeof(float) + 2 * alignment
+               : 0;
+  }
+
+  bool forward(const OperationRun& run) const noexcept override {
+    const TensorView &x = run.in[0], &y = run.out[0];
+    if (y.count() == 0) return true;
+    if (global_) {
+      reduce_all(run);
+    } else if (vectorised(x, run.out)) {
+      vector_pool(run);
+    } else {
+      plain_pool(run);
+    }
+    return true;
+  }
+
+ private:
+  enum class Kind { max, average, lp };
+
+  static Index image(const TensorView& x) noexcept { return x.shape[0] > 0 ? x.count() / x.shape[0] : 0; }
+  bool vectorised(const TensorView& x, std::span<const TensorView> out) const noexcept {
+    return !global_ && x.type == DType::f32 && kind_ != Kind::lp && x.shape.rank() <= 4 &&
+           (out.size() < 2 || out[1].data == nullptr);
+  }
+
+  void reduce_all(const OperationRun& run) const noexcept {
+    const TensorView &x = run.in[0], &y = run.out[0];
+    const Index batch = x.shape[0], channels = channels_of(x.shape, channels_last_),
+                pixels = x.count() / (batch * channels);
+    if (kind_ == Kind::average && channels_last_) {
+      for (Index i = 0; i < batch; ++i) {
+        run.kernels.sum_rows(x.f32() + i * pixels * channels, y.as<float>() + i * channels, pixels, channels,
+                             1 / static_cast<float>(pixels));
+      }
+      return;
+    }
+    const Index step = channels_last_ ? channels : 1;
+    for (Index i = 0; i < batch; ++i) {
+      for (Index c = 0; c < channels; ++c) {
+        const Index first = i * channels * pixels + (channels_last_ ? c : c * pixels);
+        double v = kind_ == Kind::max ? -std::numeric_limits<double>::infinity() : 0;
+        for (Index p = 0; p < pixels; ++p) v = accumulate(v, real_at(x, first + p * step));
+        put_real(y, i * channels + c, finish(v, pixels));
+      }
+    }
+  }
+
+  double accumulate(double v, double x) const noexcept {
+    if (kind_ == Kind::max) return v != v ? v : x > v || x != x ? x : v;
+    return kind_ == Kind::average ? v + x : v + std::pow(std::fabs(x), p_);
+  }
+  double finish(double v, Index count) const noexcept {
+    if (kind_ == Kind::average) return v / static_cast<double>(count > 0 ? count : 1);
+    return kind_ == Kind::lp ? std::pow(v, 1 / p_) : v;
+  }
+
+  void vector_pool(const OperationRun& run) const noexcept {
+    const TensorView &x = run.in[0], &y = run.out[0];
+    const Window& w = plan_;
+    kernel::Pool2d p;
+    p.maximum = kind_ == Kind::max, p.count_padding = count_padding_;
+    p.channels = channels_of(x.shape, channels_last_);
+    p.in_h = w.in[1], p.in_w = w.in[2], p.out_h = w.out[1], p.out_w = w.out[2];
+    p.kernel_h = w.kernel[1], p.kernel_w = w.kernel[2], p.stride_h = w.stride[1], p.stride_w = w.stride[2];
+    p.dilation_h = w.dilation[1], p.dilation_w = w.dilation[2];
+    p.pad_top = w.begin[1], p.pad_left = w.begin[2], p.pad_bottom = w.end[1], p.pad_right = w.end[2];
+    const Index in_image = image(x), out_image = image(y);
+    auto* in = reinterpret_cast<float*>(run.scratch);
+    auto* out = in + (in_image + 15) / 16 * 16;
+    for (Index i = 0; i < x.shape[0]; ++i) {
+      if (channels_last_) {
+        p.in = x.f32() + i * in_image;
+        p.out = y.as<float>() + i * out_image;
+        run.kernels.pool2d(p);
+      } else {
+        kernel::transpose(x.f32() + i * in_image, p.channels, in_image / p.channels, in);
+        p.in = in, p.out = out;
+        run.kernels.pool2d(p);
+        kernel::transpose(out, out_image / p.channels, p.channels, y.as<float>() + i * out_image);
+      }
+    }
+  }
+
+  // Any type, any number of axes, and the positions of maxima.
+  void plain_pool(const OperationRun& run) const noexcept {
+    const TensorView &x = run.in[0], &y = run.out[0];
+    const Window& w = plan_;
+    const Index channels = channels_of(x.shape, channels_last_);
+    const Index step = channels_last_ ? channels : 1;
+    for (Index image_and_channel = 0; image_and_channel < x.shape[0] * channels; ++image_and_channel) {
+      const Index i = image_and_channel / channels, c = image_and_channel % channels;
+      const Index in_first = i * channels * w.in_count() + (channels_last_ ? c : c * w.in_count());
+      const Index out_first = i * channels * w.out_count() + (channels_last_ ? c : c * w.out_count());
+      for (Index o = 0; o < w.out_count(); ++o) {
+        const Index z0 = o / (w.out[1] * w.out[2]) * w.stride[0] - w.begin[0];
+        const Index y0 = o / w.out[2] % w.out[1] * w.stride[1] - w.begin[1];
+        const Index x0 = o % w.out[2] * w.stride[2] - w.begin[2];
+        double v = kind_ == Kind::max ? -std::numeric_limits<double>::infinity() : 0;
+        Index inside = 0, counted = 0, best = 0;
+        for (Index t = 0; t < w.taps(); ++t) {
+          const Index d = z0 + t / (w.kernel[1] * w.kernel[2]) * w.dilation[0];
+          const Index h = y0 + t / w.kernel[2] % w.kernel[1] * w.dilation[1];
+          const Index k = x0 + t % w.kernel[2] * w.dilation[2];
+          counted += d < w.in[0] + w.end[0] && h < w.in[1] + w.end[1] && k < w.in[2] + w.end[2];
+          if (d < 0 || d >= w.in[0] || h < 0 || h >= w.in[1] || k < 0 || k >= w.in[2]) continue;
+          const double e = real_at(x, in_first + ((d * w.in[1] + h) * w.in[2] + k) * step);
+          if (inside == 0 || e > v) {
+            best = column_major_ ? (d * w.in[2] + k) * w.in[1] + h : (d * w.in[1] + h) * w.in[2] + k;
+          }
+          v = accumulate(v, e);
+          ++inside;
+        }
+        put_real(y, out_first + o * step, finish(v, count_padding_ ? counted : inside));
+        if (run.out.size() > 1 && run.out[1].data) put_integer(run.out[1], out_first + o, in_first + best);
+      }
+    }
+  }
+
+  std::string op_;
+  bool global_, channels_last_;
+  Kind kind_ = Kind::max;
+  WindowAttributes window_;
+  Window plan_;
+  bool count_padding_, column_major_;
+  double p_;
+};
+
+}  // namespace offramp

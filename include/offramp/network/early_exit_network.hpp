@@ -1,0 +1,43 @@
+/// @file early_exit_network.hpp
+/// The one concept that everything above networks is written against.
+#pragma once
+
+#include <concepts>
+#include <span>
+
+#include "offramp/core/shape.hpp"
+#include "offramp/flops/cost.hpp"
+
+namespace offramp {
+
+/// A chain of stages with an exit behind each; the last exit is the network's own output. A network is immutable; what
+/// changes lives in its State. `Model` and every `Network<...>` satisfy it.
+template <class N>
+concept EarlyExitNetwork = std::copy_constructible<N> &&
+    requires(const N& n, typename N::State& s, Index k, const float* samples, std::span<const Index> kept) {
+  { n.exit_count() }
+  noexcept->std::convertible_to<Index>;
+  { n.class_count() }
+  noexcept->std::convertible_to<Index>;
+  { n.sample_size() }
+  noexcept->std::convertible_to<Index>;  // floats of one input
+  { n.max_batch() }
+  noexcept->std::convertible_to<Index>;
+  { n.stage_cost(k) }
+  noexcept->std::convertible_to<Cost>;  // of one sample
+  { n.head_cost(k) }
+  noexcept->std::convertible_to<Cost>;
+  { n.make_state(k) } -> std::same_as<typename N::State>;  // room for k samples; may raise
+  { n.load(s, samples, k) }
+  noexcept;  // k samples, NCHW
+  { n.run_stage(s, k) }
+  noexcept->std::convertible_to<bool>;  // false: the input's elements are out of range
+  { n.run_head(s, k) }
+  noexcept->std::convertible_to<bool>;
+  { n.logits(s, k) }
+  noexcept->std::convertible_to<const float*>;  // [live samples][classes]
+  { n.compact(s, k, kept) }
+  noexcept;  // keep these of the live samples, in order
+};
+
+}  // namespace offramp

@@ -1,0 +1,14 @@
+/// @file offramp.hpp
+/// Everything a user needs, in one include.
+#pragma once
+
+#include "offramp/core/config.hpp"
+#include "offramp/core/dtype.hpp"
+#include "offramp/core/error.hpp"
+#include "offramp/core/shape.hpp"
+#include "offramp/core/tensor.hpp"
+#include "offramp/flops/cost.hpp"
+#include "offramp/graph/model.hpp"
+#include "offramp/onnx/onnx.hpp"
+#include "offramp/policy/parse.hpp"
+#include "offramp/session/session.hpp"

@@ -1,0 +1,199 @@
+/// @file onnx.hpp
+/// ONNX files to models and back.
+#pragma once
+
+#include <cstddef>
+#include <map>
+#include <memory>
+#include <set>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "offramp/graph/model.hpp"
+#include "offramp/onnx/read.hpp"
+#include "offramp/onnx/write.hpp"
+#include "offramp/policy/parse.hpp"
+
+namespace offramp {
+
+/// A model from the bytes of an ONNX file. Every output is an exit, in order of depth; exits written as nested `If`
+/// become outputs. Raises an Error that names the node where the file cannot be understood.
+inline Model load_onnx(std::span<const std::byte> bytes, const ModelOptions& options = {}) {
+  Graph g = onnx::read(bytes, options.limits);
+  flatten_exits(g, options.limits);
+  return Model(std::move(g), options);
+}
+
+/// A model from an ONNX file; errors name the file.
+inline Model load_onnx(const std::string& path, const ModelOptions& options = {}) {
+  const std::vector<std::byte> bytes = onnx::read_file(path);
+  try {
+    return load_onnx(std::span<const std::byte>(bytes), options);
+  } catch (const Error& e) {
+    throw e.in_file(path);
+  }
+}
+
+/// How exits are written.
+enum class ExitForm {
+  outputs,    ///< one output each: any runtime computes all of them
+  nested_if,  ///< one output, later stages in the branches of `If`: any runtime skips them, one sample at a time
+};
+
+namespace detail {
+
+/// Splits the nodes of a graph by the first exit that needs them and nests the rest in `If` nodes.
+inline Graph nest_exits(const Graph& source, const std::vector<ValueId>& exits, const std::vector<float>& thresholds) {
+  const std::vector<int> producer = source.producers();
+  std::vector<std::size_t> first(source.nodes.size(), exits.size());
+  for (std::size_t k = exits.size(); k-- > 0;) {
+    std::vector<ValueId> open{exits[k]};
+    std::vector<bool> seen(source.nodes.size(), false);
+    while (!open.empty()) {
+      const ValueId v = open.back();
+      open.pop_back();
+      const int p = v == no_value ? -1 : producer[static_cast<std::size_t>(v)];
+      if (p < 0 || seen[static_cast<std::size_t>(p)]) continue;
+      const auto u = static_cast<std::size_t>(p);
+      seen[u] = true;
+      first[u] = k;
+      open.insert(open.end(), source.nodes[u].inputs.begin(), source.nodes[u].inputs.end());
+    }
+  }
+  // The innermost level first; each level reads the values of the ones around it by name.
+  std::shared_ptr<Graph> inner;
+  for (std::size_t k = exits.size(); k-- > 0;) {
+    Graph level;
+    level.opset = source.opset;
+    level.name = k == 0 ? source.name : "stage_" + std::to_string(k);
+    std::map<ValueId, ValueId> names;
+    std::set<ValueId> local;
+    for (std::size_t i = 0; i < source.nodes.size(); ++i) {
+      if (first[i] == k) local.insert(source.nodes[i].outputs.begin(), source.nodes[i].outputs.end());
+    }
+    const auto translate = [&](ValueId v) {
+      if (v == no_value) return v;
+      const auto [at, fresh] = names.try_emplace(v, no_value);
+      if (fresh) {
+        level.values.push_back(source[v]);
+        at->second = static_cast<ValueId>(level.values.size() - 1);
+        if (k > 0 && !source.is_constant(v) && !local.contains(v)) level.captures.emplace_back(v, at->second);
+      }
+      return at->second;
+    };
+    for (std::size_t i = 0; i < source.nodes.size(); ++i) {
+      if (first[i] != k) continue;
+      Node copy = source.nodes[i];
+      for (ValueId& v : copy.inputs) v = translate(v);
+      for (ValueId& v : copy.outputs) v = translate(v);
+      level.nodes.push_back(std::move(copy));
+    }
+    if (k == 0) {
+      for (const ValueId v : source.inputs) level.inputs.push_back(translate(v));
+    }
+    const ValueId answer = translate(exits[k]);
+    if (!inner) {
+      level.outputs = {answer};
+    } else {
+      // All samples of a batch must be confident; for one sample that is the exit's own rule.
+      const std::string base = "offramp.exit_" + std::to_string(k);
+      const auto emit = [&](const char* op, std::vector<ValueId> in, const std::string& out) -> Node& {
+        Node n;
+        n.op = op;
+        n.name = base + "." + out;
+        n.inputs = std::move(in);
+        n.outputs = {level.add_value(base + "." + out)};
+        level.nodes.push_back(std::move(n));
+        return level.nodes.back();
+      };
+      Node& softmax = emit("Softmax", {answer}, "probabilities");
+      softmax.set("axis", Index{source.opset < 13 ? 1 : -1});
+      const ValueId probabilities = softmax.outputs[0];
+      Node& largest = emit("ReduceMax", {probabilities}, "largest");
+      largest.set("axes", std::vector<Index>{1});
+      largest.set("keepdims", Index{0});
+      const ValueId top = largest.outputs[0];
+      Node& least = emit("ReduceMin", {top}, "confidence");
+      least.set("keepdims", Index{0});
+      const ValueId confidence = least.outputs[0];
+      const ValueId threshold =
+          level.add_constant(base + ".threshold", Tensor::of<float>(Shape{}, {&thresholds[k], 1}));
+      const ValueId leave = emit("GreaterOrEqual", {confidence, threshold}, "leave").outputs[0];
+      auto then_branch = std::make_shared<Graph>();
+      then_branch->opset = source.opset;
+      then_branch->name = base + ".answer";
+      const ValueId captured = then_branch->add_value(level[answer].name);
+      then_branch->captures.emplace_back(answer, captured);
+      Node hand_on;
+      hand_on.op = "Identity";
+      hand_on.inputs = {captured};
+      hand_on.outputs = {then_branch->add_value(base + ".logits")};
+      (*then_branch)[hand_on.outputs[0]].type = DType::f32;
+      then_branch->outputs = hand_on.outputs;
+      then_branch->nodes.push_back(std::move(hand_on));
+      for (auto& [outer, own] : inner->captures) outer = translate(outer);
+      Node node;
+      node.op = "If";
+      node.name = base;
+      node.inputs = {leave};
+      node.outputs = {level.add_value(
+          k == 0 ? source[exits.back()].name + (names.contains(exits.back()) ? ".answer" : "") : base + ".rest")};
+      level[node.outputs[0]].type = DType::f32;
+      node.set("then_branch", then_branch);
+      node.set("else_branch", inner);
+      level.nodes.push_back(std::move(node));
+      level.outputs = level.nodes.back().outputs;
+    }
+    inner = std::make_shared<Graph>(std::move(level));
+  }
+  return std::move(*inner);
+}
+
+}  // namespace detail
+
+/// The bytes of an ONNX file that any runtime opens and that gives the model's outputs. `metadata` is added to what the
+/// model carries. Nested exits need the policy `max-probability` in the metadata; exits that it never takes are left
+/// out.
+inline std::string save_onnx(const Model& model, ExitForm form = ExitForm::outputs,
+                             const std::map<std::string, std::string>& metadata = {}) {
+  Graph g = model.graph();
+  for (const auto& [key, value] : metadata) g.metadata[key] = value;
+  for (std::size_t i = 0; i < g.outputs.size(); ++i) {
+    if (g[g.outputs[i]].type == DType::none) g[g.outputs[i]].type = DType::f32;
+  }
+  if (form == ExitForm::outputs) return onnx::write(g);
+  require(model.exit_count() > 1, "a network without early exits has none to nest");
+  require(g.opset >= 12 && g.opset < 18,
+          "nested exits need opset 12 to 17, the network has " + std::to_string(g.opset));
+  const auto policy = g.metadata.find("offramp.policy");
+  require(policy != g.metadata.end(), "nested exits need a policy: calibrate the network first");
+  const std::vector<float> given = max_probability_thresholds(policy->second);
+  std::vector<ValueId> exits;
+  std::vector<float> thresholds;
+  std::string kept;
+  for (std::size_t k = 0; k < model.exits().size(); ++k) {
+    const bool last = k + 1 == model.exits().size();
+    const float t = given[std::min(k, given.size() - 1)];
+    if (!last && t > 1) continue;
+    for (const ValueId v : g.outputs) {
+      if (g[v].name == model.exits()[k].name) exits.push_back(v);
+    }
+    thresholds.push_back(t);
+    if (!last) kept += (kept.empty() ? "" : ",") + policy_number(t);
+  }
+  require(exits.size() > 1, "the policy never takes an early exit");
+  Graph nested = detail::nest_exits(g, exits, thresholds);
+  nested.metadata = g.metadata;
+  nested.metadata["offramp.policy"] = "max-probability:" + kept;
+  nested.metadata.erase("offramp.exits");
+  return onnx::write(nested);
+}
+
+inline void save_onnx(const Model& model, const std::string& path, ExitForm form = ExitForm::outputs,
+                      const std::map<std::string, std::string>& metadata = {}) {
+  onnx::write_file(path, save_onnx(model, form, metadata));
+}
+
+}  // namespace offramp

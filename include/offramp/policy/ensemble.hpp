@@ -1,0 +1,59 @@
+/// @file ensemble.hpp
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "offramp/policy/policy.hpp"
+
+namespace offramp {
+
+/// Replaces the probabilities by the weighted geometric mean of all exits so far, then asks another policy (Zero Time
+/// Waste, Wołczyk et al., NeurIPS 2021, section 3.2, without its learned class weights).
+template <ExitPolicy P>
+struct Ensemble {
+  P policy;
+  std::vector<float> weights{};  ///< one for each exit, the last included; empty: all equal
+
+  Verdict operator()(ExitContext& c) const noexcept {
+    const Index classes = c.class_count();
+    float total = 0;
+    for (Index e = 0; e <= c.exit; ++e) total += c.has(e) ? weight(e) : 0;
+    if (total > 0 && c.exit > 0) {
+      float largest = -INFINITY, sum = 0;
+      for (Index k = 0; k < classes; ++k) {
+        float log_mean = 0;
+        for (Index e = 0; e <= c.exit; ++e) {
+          if (c.has(e) && weight(e) > 0)
+            log_mean += weight(e) * std::log(std::max(c.row(e)[static_cast<std::size_t>(k)], 1e-30f));
+        }
+        c.probabilities[static_cast<std::size_t>(k)] = log_mean / total;
+        largest = std::max(largest, log_mean / total);
+      }
+      for (float& p : c.probabilities) sum += p = std::exp(p - largest);
+      for (float& p : c.probabilities) p /= sum;
+    }
+    return policy(c);
+  }
+  bool wants(Index exit) const noexcept { return weight(exit) > 0 || policy_wants(policy, exit); }
+  void validate(Index exits, Index classes) const {
+    require(weights.empty() || static_cast<Index>(weights.size()) == exits,
+            "the ensemble has " + std::to_string(weights.size()) + " weights, the network has " +
+                std::to_string(exits) + " exits");
+    for (const float w : weights) require(w >= 0, "an ensemble's weights must not be negative");
+    policy_validate(policy, exits, classes);
+  }
+
+ private:
+  float weight(Index e) const noexcept { return weights.empty() ? 1.0f : weights[static_cast<std::size_t>(e)]; }
+};
+
+template <class P>
+Ensemble(P) -> Ensemble<P>;
+template <class P>
+Ensemble(P, std::vector<float>) -> Ensemble<P>;
+
+}  // namespace offramp

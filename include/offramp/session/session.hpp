@@ -1,0 +1,259 @@
+/// @file session.hpp
+/// Runs an early-exit network: stage, head, policy, answer or go on; a batch shrinks as its samples are answered.
+#pragma once
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <concepts>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "offramp/graph/model.hpp"
+#include "offramp/kernel/dispatch.hpp"
+#include "offramp/network/early_exit_network.hpp"
+#include "offramp/policy/parse.hpp"
+#include "offramp/policy/policy.hpp"
+#include "offramp/session/prediction.hpp"
+
+namespace offramp {
+
+/// The policy that a model's file carries, or `never`.
+inline AnyPolicy policy_of(const Model& model) {
+  const auto i = model.metadata().find("offramp.policy");
+  return i == model.metadata().end() ? AnyPolicy() : parse_policy(i->second);
+}
+
+/// The private scratch of one thread of work over a shared network. Not for two threads at once; make one each.
+///
+/// After the first call with a batch of a size or larger, a call allocates nothing, locks nothing and, but for wrong
+/// arguments, throws nothing.
+template <EarlyExitNetwork N, ExitPolicy P = AnyPolicy>
+class Session {
+ public:
+  /// Raises an Error where the policy does not fit the network, or the network cannot be run by a session.
+  Session(N network, P policy, Index capacity = 1) : network_(std::move(network)), policy_(std::move(policy)) {
+    state_ = std::make_unique<typename N::State>(
+        network_.make_state(std::min(std::max<Index>(1, capacity), network_.max_batch())));
+    const Index exits = network_.exit_count();
+    policy_validate(policy_, exits, network_.class_count());
+    for (Index k = 0; k < exits; ++k) {
+      const bool last = k + 1 == exits;
+      wanted_.push_back(last || policy_wants(policy_, k));
+      full_ += network_.stage_cost(k);
+    }
+    every_.assign(static_cast<std::size_t>(exits), 1);
+    only_last_.assign(static_cast<std::size_t>(exits), 0);
+    only_last_.back() = 1;
+    evaluated_.assign(static_cast<std::size_t>(exits), 0);
+    reserve(std::max<Index>(1, capacity));
+  }
+
+  const N& network() const noexcept { return network_; }
+  const P& policy() const noexcept { return policy_; }
+  const typename N::State& state() const noexcept { return *state_; }
+  typename N::State& state() noexcept { return *state_; }
+
+  /// Answers one sample or a batch: `samples` holds whole samples, one after the other, each in NCHW order. The result
+  /// stands until the next call. Raises an Error where the batch is empty or does not hold whole samples.
+  std::span<const Prediction> predict(std::span<const float> samples) {
+    return run(samples, policy_, wanted_, [] { return false; });
+  }
+
+  /// The same, asked between stages whether to stop: `stop()` true ends the call with the best answer so far. The first
+  /// exit is always reached, and every exit on the way is evaluated.
+  template <std::predicate Stop>
+  std::span<const Prediction> predict(std::span<const float> samples, Stop&& stop) {
+    return run(samples, policy_, every_, std::forward<Stop>(stop));
+  }
+
+  /// The same with a deadline. A stage that has begun is finished.
+  std::span<const Prediction> predict_until(std::span<const float> samples,
+                                            std::chrono::steady_clock::time_point deadline) {
+    return predict(samples, [deadline] { return std::chrono::steady_clock::now() >= deadline; });
+  }
+
+  /// The full network, without early exits and without their heads.
+  std::span<const Prediction> predict_full(std::span<const float> samples) {
+    return run(samples, Never{}, only_last_, [] { return false; });
+  }
+
+  /// Room for batches of this size, so that later calls allocate nothing.
+  void reserve(Index batch) {
+    const Index room = std::min(batch, network_.max_batch());
+    if (room > state_->capacity()) *state_ = network_.make_state(room);
+    const auto n = static_cast<std::size_t>(batch);
+    if (predictions_.size() >= n) return;
+    const auto classes = static_cast<std::size_t>(network_.class_count()), exits = wanted_.size();
+    predictions_.resize(n);
+    probabilities_.resize(n * classes);
+    history_.resize(n * classes * exits);
+    softmax_.resize(n * classes);
+    live_.resize(n);
+    kept_.resize(n);
+  }
+
+  /// What every call since the last reset did, all samples together.
+  Cost counted() const noexcept { return counted_; }
+  /// Samples answered since the last reset.
+  std::int64_t counted_samples() const noexcept { return counted_samples_; }
+  void reset_counter() noexcept {
+    counted_ = {};
+    counted_samples_ = 0;
+    if constexpr (requires { state_->reset_counts(); }) state_->reset_counts();
+  }
+
+ private:
+  template <class Policy, class Stop>
+  std::span<const Prediction> run(std::span<const float> samples, const Policy& policy,
+                                  const std::vector<std::uint8_t>& wanted, Stop&& stop) {
+    const auto size = static_cast<std::size_t>(network_.sample_size());
+    if (samples.empty() || size == 0 || samples.size() % size != 0) {
+      raise(samples.empty() ? std::string("the batch is empty")
+                            : "expected samples of " + std::to_string(size) + " numbers, found " +
+                                  std::to_string(samples.size()) + " numbers");
+    }
+    const auto batch = static_cast<Index>(samples.size() / size);
+    reserve(batch);
+    bool ok = true;
+    const Index step = std::min(batch, network_.max_batch());
+    for (Index i = 0; i < batch; i += step)
+      ok = run_batch(samples.data() + i * network_.sample_size(), i, std::min(step, batch - i), policy, wanted, stop) &&
+           ok;
+    if (!ok) raise("an index in the data is out of range");
+    return {predictions_.data(), static_cast<std::size_t>(batch)};
+  }
+
+  template <class Policy, class Stop>
+  bool run_batch(const float* samples, Index first, Index n, const Policy& policy,
+                 const std::vector<std::uint8_t>& wanted, Stop&& stop) noexcept {
+    const auto start = std::chrono::steady_clock::now();
+    const Index exits = network_.exit_count(), classes = network_.class_count();
+    const auto width = static_cast<std::size_t>(classes);
+    const kernel::Kernels& kernels = kernel::kernels_for(best_isa());
+    network_.load(*state_, samples, n);
+    for (Index i = 0; i < n; ++i) {
+      live_[static_cast<std::size_t>(i)] = first + i;
+      Prediction& p = predictions_[static_cast<std::size_t>(first + i)];
+      p = {};
+      p.full_cost = full_;
+    }
+    std::fill(evaluated_.begin(), evaluated_.end(), std::uint8_t{0});
+    Cost spent;
+    Index live = n;
+    bool answered = false;
+    for (Index k = 0; k < exits && live > 0; ++k) {
+      if (answered && stop()) {
+        for (Index j = 0; j < live; ++j)
+          predictions_[static_cast<std::size_t>(live_[static_cast<std::size_t>(j)])].stopped = true;
+        break;
+      }
+      if (!network_.run_stage(*state_, k)) return false;
+      const Cost stage = network_.stage_cost(k);
+      spent += stage;
+      count(stage * live);
+      const bool last = k + 1 == exits;
+      if (!last && !wanted[static_cast<std::size_t>(k)]) continue;
+      if (!last) {
+        if (!network_.run_head(*state_, k)) return false;
+        const Cost head = network_.head_cost(k);
+        spent += head;
+        count(head * live);
+      }
+      evaluated_[static_cast<std::size_t>(k)] = 1;
+      answered = true;
+      const float* logits = network_.logits(*state_, k);
+      kernels.softmax(logits, softmax_.data(), live, classes, false);
+      const Cost next =
+          last ? Cost{} : network_.stage_cost(k + 1) + (k + 2 == exits ? Cost{} : network_.head_cost(k + 1));
+      Index kept = 0;
+      for (Index j = 0; j < live; ++j) {
+        const auto slot = static_cast<std::size_t>(live_[static_cast<std::size_t>(j)]);
+        Prediction& p = predictions_[slot];
+        const std::span<const float> row(logits + j * classes, width);
+        const std::span<float> probabilities(probabilities_.data() + slot * width, width);
+        float* history = history_.data() + slot * width * static_cast<std::size_t>(exits);
+        const float* fresh = softmax_.data() + j * classes;
+        const bool finite = is_finite(row);
+        std::copy_n(fresh, width, history + static_cast<std::size_t>(k) * width);
+        if (finite || last) std::copy_n(fresh, width, probabilities.data());
+        if (!finite) evaluated_[static_cast<std::size_t>(k)] = live == 1 ? 0 : 1;
+        ExitContext c{k,          exits, row,  probabilities, {history, width * static_cast<std::size_t>(exits)},
+                      evaluated_, spent, next, full_,         start};
+        Verdict v;
+        if (finite) v = policy(c);
+        p.finite = p.finite && finite && std::isfinite(v.confidence);
+        if (finite || last) {
+          p.label = finite ? c.label() : best_finite(row);
+          p.confidence = std::isfinite(v.confidence) ? v.confidence : 0;
+          p.probabilities = probabilities;
+          p.exit = k;
+        }
+        p.cost = spent;
+        const bool leave = last || (finite && v.leave && std::isfinite(v.confidence));
+        if (!leave) {
+          live_[static_cast<std::size_t>(kept)] = static_cast<Index>(slot);
+          kept_[static_cast<std::size_t>(kept++)] = j;
+        }
+      }
+      if (kept < live && kept > 0)
+        network_.compact(*state_, k, std::span<const Index>(kept_.data(), static_cast<std::size_t>(kept)));
+      live = kept;
+    }
+#if OFFRAMP_COUNT_FLOPS
+    counted_samples_ += n;
+#endif
+    return true;
+  }
+
+  static bool is_finite(std::span<const float> row) noexcept {
+    float zero = 0;
+    for (const float x : row) zero += x * 0;  // an infinity or a NaN makes it a NaN
+    return zero == 0;
+  }
+  static Index best_finite(std::span<const float> row) noexcept {
+    Index best = 0;
+    float largest = -INFINITY;
+    for (std::size_t i = 0; i < row.size(); ++i) {
+      if (std::isfinite(row[i]) && row[i] > largest) {
+        largest = row[i];
+        best = static_cast<Index>(i);
+      }
+    }
+    return best;
+  }
+  void count(const Cost& c) noexcept {
+#if OFFRAMP_COUNT_FLOPS
+    counted_ += c;
+#else
+    static_cast<void>(c);
+#endif
+  }
+
+  N network_;
+  P policy_;
+  std::unique_ptr<typename N::State> state_;
+  std::vector<std::uint8_t> wanted_, every_, only_last_, evaluated_;
+  Cost full_, counted_;
+  std::int64_t counted_samples_ = 0;
+  std::vector<Prediction> predictions_;
+  std::vector<float> probabilities_, history_, softmax_;
+  std::vector<Index> live_, kept_;
+};
+
+template <class N, class P>
+Session(N, P) -> Session<N, P>;
+template <class N, class P>
+Session(N, P, Index) -> Session<N, P>;
+
+/// A session that follows the policy of the model's file.
+inline Session<Model> make_session(Model model, Index capacity = 1) {
+  AnyPolicy policy = policy_of(model);
+  return {std::move(model), std::move(policy), capacity};
+}
+
+}  // namespace offramp
