@@ -74,9 +74,13 @@ class Shape {
 
   /// As people write it: [1,3,32,32].
   std::string text() const {
-    std::string s = "[";
-    for (int i = 0; i < rank_; ++i) s += (i ? "," : "") + std::to_string((*this)[i]);
-    return s + "]";
+    std::string s(1, '[');
+    for (int i = 0; i < rank_; ++i) {
+      if (i > 0) s += ',';
+      s += std::to_string((*this)[i]);
+    }
+    s += ']';
+    return s;
   }
 
  private:

@@ -13,20 +13,14 @@
 #include <utility>
 #include <vector>
 
-#include "offramp/graph/model.hpp"
 #include "offramp/kernel/dispatch.hpp"
 #include "offramp/network/early_exit_network.hpp"
-#include "offramp/policy/parse.hpp"
+#include "offramp/policy/any_policy.hpp"
+#include "offramp/policy/constant.hpp"
 #include "offramp/policy/policy.hpp"
 #include "offramp/session/prediction.hpp"
 
 namespace offramp {
-
-/// The policy that a model's file carries, or `never`.
-inline AnyPolicy policy_of(const Model& model) {
-  const auto i = model.metadata().find("offramp.policy");
-  return i == model.metadata().end() ? AnyPolicy() : parse_policy(i->second);
-}
 
 /// The private scratch of one thread of work over a shared network. Not for two threads at once; make one each.
 ///
@@ -249,11 +243,5 @@ template <class N, class P>
 Session(N, P) -> Session<N, P>;
 template <class N, class P>
 Session(N, P, Index) -> Session<N, P>;
-
-/// A session that follows the policy of the model's file.
-inline Session<Model> make_session(Model model, Index capacity = 1) {
-  AnyPolicy policy = policy_of(model);
-  return {std::move(model), std::move(policy), capacity};
-}
 
 }  // namespace offramp

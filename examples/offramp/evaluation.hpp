@@ -1,0 +1,213 @@
+/// @file evaluation.hpp
+/// Runs a policy over a data set, in turn with the full network.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <exception>
+#include <mutex>
+#include <numeric>
+#include <thread>
+#include <vector>
+
+#include "data.hpp"
+#include "offramp/offramp.hpp"
+#include "output.hpp"
+
+namespace tool {
+
+struct ExitResult {
+  std::string name;
+  Index samples = 0, right = 0;
+};
+
+struct Latency {
+  double mean = 0, p50 = 0, p99 = 0;  ///< milliseconds a batch
+};
+
+inline Latency latency_of(std::vector<double> ms) {
+  if (ms.empty()) return {};
+  std::sort(ms.begin(), ms.end());
+  return {std::accumulate(ms.begin(), ms.end(), 0.0) / static_cast<double>(ms.size()), ms[ms.size() / 2],
+          ms[std::min(ms.size() - 1, ms.size() * 99 / 100)]};
+}
+
+struct Evaluation {
+  Index samples = 0, right = 0, full_right = 0, agreeing = 0, not_finite = 0;
+  offramp::Cost cost, full_cost;  ///< of all samples
+  Latency latency, full_latency;
+  std::vector<ExitResult> exits;
+  std::vector<Index> exit_of, answer_of;  ///< for each sample
+
+  double share(Index n) const { return static_cast<double>(n) / static_cast<double>(std::max<Index>(1, samples)); }
+  double mean_flops() const {
+    return static_cast<double>(cost.flops) / static_cast<double>(std::max<Index>(1, samples));
+  }
+  double flops_saving() const {
+    return 1 - static_cast<double>(cost.flops) / static_cast<double>(std::max<Index>(1, full_cost.flops));
+  }
+  double latency_saving() const { return full_latency.mean > 0 ? 1 - latency.mean / full_latency.mean : 0; }
+};
+
+inline void check_data(const offramp::Model& model, const Data& data) {
+  offramp::require(data.sample_size == model.sample_size(),
+                   "the network takes samples of " + std::to_string(model.sample_size()) + " numbers, the data have " +
+                       std::to_string(data.sample_size));
+  const Index largest = *std::max_element(data.labels.begin(), data.labels.end());
+  offramp::require(largest < model.class_count(), "the data have a label " + std::to_string(largest) +
+                                                      ", the network " + std::to_string(model.class_count()) +
+                                                      " classes");
+}
+
+/// Each of `threads` threads has its own session and takes batches in turn; early and full runs alternate, and so does
+/// which of them goes first.
+inline Evaluation evaluate(const offramp::Model& model, const offramp::AnyPolicy& policy, const Data& data, Index batch,
+                           int threads) {
+  using clock = std::chrono::steady_clock;
+  check_data(model, data);
+  Evaluation e;
+  e.samples = data.count();
+  for (const offramp::ExitInfo& x : model.exits()) e.exits.push_back({x.name});
+  e.exit_of.assign(static_cast<std::size_t>(e.samples), 0);
+  e.answer_of.assign(static_cast<std::size_t>(e.samples), 0);
+  const Index batches = (e.samples + batch - 1) / batch;
+  std::atomic<Index> next{0};
+  std::mutex mutex;
+  std::exception_ptr failure;
+  std::vector<double> early_ms, full_ms;
+  Progress progress("evaluating", batches);
+  const auto work = [&] {
+    try {
+      offramp::Session session(model, policy, batch);
+      offramp::Session full(model, offramp::Never{}, batch);
+      std::vector<double> own_early, own_full;
+      Evaluation own;
+      own.exits = e.exits;
+      // Warm-up: caches, branch predictors, and the clock of the core.
+      const auto first =
+          std::span(data.samples).first(static_cast<std::size_t>(std::min(batch, e.samples) * data.sample_size));
+      for (const auto end = clock::now() + std::chrono::milliseconds(200); clock::now() < end;) {
+        session.predict(first);
+        full.predict_full(first);
+      }
+      for (Index b = next++; b < batches; b = next++) {
+        const Index at = b * batch, n = std::min(batch, e.samples - at);
+        const auto samples = std::span(data.samples)
+                                 .subspan(static_cast<std::size_t>(at * data.sample_size),
+                                          static_cast<std::size_t>(n * data.sample_size));
+        std::span<const offramp::Prediction> early, whole;
+        for (const bool is_early : {b % 2 == 0, b % 2 != 0}) {
+          const auto start = clock::now();
+          (is_early ? early : whole) = is_early ? session.predict(samples) : full.predict_full(samples);
+          const double ms = std::chrono::duration<double, std::milli>(clock::now() - start).count();
+          if (n == batch || batches == 1) (is_early ? own_early : own_full).push_back(ms);
+        }
+        for (Index i = 0; i < n; ++i) {
+          const auto u = static_cast<std::size_t>(i);
+          const Index truth = data.labels[static_cast<std::size_t>(at + i)];
+          const offramp::Prediction& p = early[u];
+          own.right += p.label == truth;
+          own.full_right += whole[u].label == truth;
+          own.agreeing += p.label == whole[u].label;
+          own.not_finite += !p.finite;
+          own.cost += p.cost;
+          own.full_cost += p.full_cost;
+          ++own.exits[static_cast<std::size_t>(p.exit)].samples;
+          own.exits[static_cast<std::size_t>(p.exit)].right += p.label == truth;
+          e.exit_of[static_cast<std::size_t>(at + i)] = p.exit;
+          e.answer_of[static_cast<std::size_t>(at + i)] = p.label;
+        }
+        const std::lock_guard lock(mutex);
+        progress.at(b + 1);
+      }
+      const std::lock_guard lock(mutex);
+      e.right += own.right;
+      e.full_right += own.full_right;
+      e.agreeing += own.agreeing;
+      e.not_finite += own.not_finite;
+      e.cost += own.cost;
+      e.full_cost += own.full_cost;
+      for (std::size_t k = 0; k < own.exits.size(); ++k) {
+        e.exits[k].samples += own.exits[k].samples;
+        e.exits[k].right += own.exits[k].right;
+      }
+      early_ms.insert(early_ms.end(), own_early.begin(), own_early.end());
+      full_ms.insert(full_ms.end(), own_full.begin(), own_full.end());
+    } catch (...) {
+      const std::lock_guard lock(mutex);
+      failure = std::current_exception();
+    }
+  };
+  {
+    std::vector<std::jthread> others;
+    for (int t = 1; t < threads; ++t) others.emplace_back(work);
+    work();
+  }
+  if (failure) std::rethrow_exception(failure);
+  e.latency = latency_of(early_ms);
+  e.full_latency = latency_of(full_ms);
+  return e;
+}
+
+inline json to_json(const Evaluation& e) {
+  json exits = json::array();
+  for (const ExitResult& x : e.exits) {
+    exits.push_back({{"name", x.name},
+                     {"samples", x.samples},
+                     {"share", e.share(x.samples)},
+                     {"accuracy", x.samples > 0 ? json(static_cast<double>(x.right) / static_cast<double>(x.samples))
+                                                : json(nullptr)}});
+  }
+  const auto n = static_cast<double>(std::max<Index>(1, e.samples));
+  return {
+      {"samples", e.samples},
+      {"accuracy", e.share(e.right)},
+      {"full", {{"accuracy", e.share(e.full_right)}}},
+      {"agreement", e.share(e.agreeing)},
+      {"not_finite", e.not_finite},
+      {"flops",
+       {{"mean", e.mean_flops()},
+        {"full", static_cast<double>(e.full_cost.flops) / n},
+        {"saving", e.flops_saving()},
+        {"executed_mean", static_cast<double>(e.cost.executed) / n},
+        {"executed_full", static_cast<double>(e.full_cost.executed) / n}}},
+      {"macs", {{"mean", static_cast<double>(e.cost.macs) / n}, {"full", static_cast<double>(e.full_cost.macs) / n}}},
+      {"latency",
+       {{"mean_ms", e.latency.mean},
+        {"p50_ms", e.latency.p50},
+        {"p99_ms", e.latency.p99},
+        {"full_mean_ms", e.full_latency.mean},
+        {"full_p50_ms", e.full_latency.p50},
+        {"full_p99_ms", e.full_latency.p99},
+        {"saving", e.latency_saving()}}},
+      {"exits", exits}};
+}
+
+inline void print(const Evaluation& e, const offramp::Model& model) {
+  std::printf("%-14s %9s %9s %10s %12s %9s\n", "exit", "samples", "share", "accuracy", "FLOPs", "of full");
+  const auto full = static_cast<double>(e.full_cost.flops) / static_cast<double>(std::max<Index>(1, e.samples));
+  for (std::size_t k = 0; k < e.exits.size(); ++k) {
+    const ExitResult& x = e.exits[k];
+    const auto flops = static_cast<double>(model.exits()[k].upto.flops);
+    std::printf("%-14s %9ld %9s %10s %12s %9s\n", x.name.c_str(), static_cast<long>(x.samples),
+                percent(e.share(x.samples)).c_str(),
+                x.samples > 0 ? percent(static_cast<double>(x.right) / static_cast<double>(x.samples)).c_str() : "-",
+                engineering(flops).c_str(), percent(flops / full, 1).c_str());
+  }
+  std::printf("\n%-14s %12s %12s %10s\n", "", "early exits", "full", "saved");
+  std::printf("%-14s %12s %12s %10s\n", "accuracy", percent(e.share(e.right)).c_str(),
+              percent(e.share(e.full_right)).c_str(), "");
+  std::printf("%-14s %12s\n", "agreement", percent(e.share(e.agreeing)).c_str());
+  std::printf("%-14s %12s %12s %10s\n", "mean FLOPs", engineering(e.mean_flops()).c_str(), engineering(full).c_str(),
+              percent(e.flops_saving(), 1).c_str());
+  std::printf("%-14s %12s %12s %10s\n", "mean ms", fixed(e.latency.mean, 4).c_str(),
+              fixed(e.full_latency.mean, 4).c_str(), percent(e.latency_saving(), 1).c_str());
+  std::printf("%-14s %12s %12s\n", "p50 ms", fixed(e.latency.p50, 4).c_str(), fixed(e.full_latency.p50, 4).c_str());
+  std::printf("%-14s %12s %12s\n", "p99 ms", fixed(e.latency.p99, 4).c_str(), fixed(e.full_latency.p99, 4).c_str());
+  if (e.not_finite > 0)
+    std::printf("\n%ld samples had logits that were not finite and left no exit early\n",
+                static_cast<long>(e.not_finite));
+}
+
+}  // namespace tool

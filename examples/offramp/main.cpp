@@ -1,0 +1,354 @@
+// offramp: inspects, runs, evaluates and calibrates early-exit networks in ONNX files.
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <exception>
+#include <filesystem>
+#include <iostream>
+#include <limits>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "data.hpp"
+#include "evaluation.hpp"
+#include "npy.hpp"
+#include "offramp/offramp.hpp"
+#include "output.hpp"
+#include "report.hpp"
+
+namespace {
+
+using namespace tool;
+using offramp::Model;
+using offramp::ModelOptions;
+
+struct Common {
+  std::string model;
+  bool as_json = false;
+  std::vector<Index> shape;
+  std::string isa;
+
+  ModelOptions options() const {
+    ModelOptions o;
+    o.shape = shape;
+    if (!isa.empty()) {
+      bool found = false;
+      for (const offramp::Isa i : offramp::available_isas()) {
+        if (offramp::name_of(i) == isa) o.isa = i, found = true;
+      }
+      offramp::require(found, "instruction set '" + isa + "' is not available here");
+    }
+    return o;
+  }
+  Model load() const { return offramp::load_onnx(model, options()); }
+};
+
+void require_exits(const Model& m) {
+  offramp::require(m.has_plan(), m.why_not());
+  m.make_state(1);  // raises the reason where the outputs are no exits
+}
+
+json cost_json(const offramp::Cost& c) {
+  return {{"macs", c.macs}, {"flops", c.flops}, {"executed_flops", c.executed}};
+}
+
+std::string sizes_text(const std::vector<Index>& sizes) {
+  std::string s = "[";
+  for (std::size_t i = 0; i < sizes.size(); ++i)
+    s += (i ? "," : "") + (sizes[i] == offramp::dynamic ? std::string("N") : std::to_string(sizes[i]));
+  return s + "]";
+}
+
+int inspect(const Common& c) {
+  const Model m = c.load();
+  if (!m.has_plan()) offramp::raise(offramp::Error(m.why_not(), "", "", c.model));
+  const double total = static_cast<double>(m.exits().empty() ? m.total_cost().macs : [&] {
+    std::int64_t n = 0;
+    for (const auto& e : m.exits()) n += e.stage.macs;
+    return n;
+  }());
+  if (c.as_json) {
+    json j = cost_json(m.total_cost());
+    j["parameters"] = m.parameters();
+    j["memory_bytes"] = m.memory_bytes(1);
+    j["isa"] = offramp::name_of(m.isa());
+    j["single_samples"] = m.runs_single_samples();
+    j["inputs"] = json::array();
+    for (const auto& p : m.inputs())
+      j["inputs"].push_back({{"name", p.name}, {"type", offramp::name_of(p.type)}, {"shape", p.sizes}});
+    j["exits"] = json::array();
+    for (const auto& e : m.exits()) {
+      j["exits"].push_back({{"name", e.name},
+                            {"macs", e.upto.macs},
+                            {"flops", e.upto.flops},
+                            {"fraction", total > 0 ? static_cast<double>(e.upto.macs) / total : 0},
+                            {"head", cost_json(e.head)},
+                            {"stage", cost_json(e.stage)}});
+    }
+    j["layers"] = json::array();
+    for (const auto& l : m.layers()) {
+      json x = cost_json(l.cost);
+      x["name"] = l.name, x["op"] = l.op, x["algorithm"] = l.algorithm, x["parameters"] = l.parameters,
+      x["exit"] = l.exit, x["head"] = l.is_head;
+      x["output"] = std::vector<Index>(l.output.begin(), l.output.end());
+      j["layers"].push_back(std::move(x));
+    }
+    j["metadata"] = m.metadata();
+    std::cout << j.dump(2) << '\n';
+    return 0;
+  }
+  std::printf("%-4s %-26s %-30s %-16s %10s %11s %11s  %s\n", "exit", "operator", "name", "output", "weights", "MACs",
+              "FLOPs", "algorithm");
+  for (const auto& l : m.layers()) {
+    std::printf("%-4s %-26s %-30s %-16s %10s %11s %11s  %s\n",
+                (std::to_string(l.exit) + (l.is_head ? "h" : "")).c_str(), l.op.c_str(), l.name.substr(0, 30).c_str(),
+                l.output.text().c_str(), engineering(static_cast<double>(l.parameters)).c_str(),
+                engineering(static_cast<double>(l.cost.macs)).c_str(),
+                engineering(static_cast<double>(l.cost.flops)).c_str(), l.algorithm.c_str());
+  }
+  for (const auto& p : m.inputs())
+    std::printf("\ninput %s %s %s\n", p.name.c_str(), std::string(offramp::name_of(p.type)).c_str(),
+                sizes_text(p.sizes).c_str());
+  std::printf(
+      "parameters %s, MACs %s, FLOPs %s (executed %s), all heads included\nworking memory for one sample %s bytes, "
+      "kernels for %s\n",
+      engineering(static_cast<double>(m.parameters())).c_str(),
+      engineering(static_cast<double>(m.total_cost().macs)).c_str(),
+      engineering(static_cast<double>(m.total_cost().flops)).c_str(),
+      engineering(static_cast<double>(m.total_cost().executed)).c_str(),
+      engineering(static_cast<double>(m.memory_bytes(1))).c_str(), std::string(offramp::name_of(m.isa())).c_str());
+  if (m.runs_single_samples()) std::printf("samples are run one by one: the graph fixes or mixes the batch axis\n");
+  if (!m.exits().empty()) std::printf("\n%-20s %12s %12s %10s %12s\n", "exit", "MACs", "FLOPs", "of full", "head MACs");
+  for (const auto& e : m.exits()) {
+    std::printf("%-20s %12s %12s %10s %12s\n", e.name.c_str(), engineering(static_cast<double>(e.upto.macs)).c_str(),
+                engineering(static_cast<double>(e.upto.flops)).c_str(),
+                percent(total > 0 ? static_cast<double>(e.upto.macs) / total : 0, 1).c_str(),
+                engineering(static_cast<double>(e.head.macs)).c_str());
+  }
+  for (const auto& [key, value] : m.metadata()) std::printf("metadata %s = %s\n", key.c_str(), value.c_str());
+  return 0;
+}
+
+int run(const Common& c, const std::vector<std::string>& inputs, const std::string& folder) {
+  std::map<std::string, offramp::Tensor> given;
+  std::vector<offramp::Tensor> unnamed;
+  for (const std::string& s : inputs) {
+    const auto equals = s.find('=');
+    if (equals == std::string::npos || std::filesystem::exists(s))
+      unnamed.push_back(read_npy(s));
+    else
+      given[s.substr(0, equals)] = read_npy(s.substr(equals + 1));
+  }
+  Common with_shape = c;
+  const bool one = unnamed.size() == 1 && given.empty();
+  if (one && with_shape.shape.empty()) with_shape.shape.assign(unnamed[0].shape().begin(), unnamed[0].shape().end());
+  const Model m = with_shape.load();
+  std::vector<offramp::Tensor> in;
+  for (const auto& p : m.inputs()) {
+    if (const auto i = given.find(p.name); i != given.end())
+      in.push_back(i->second);
+    else if (one && m.inputs().size() == 1)
+      in.push_back(unnamed[0]);
+    else
+      offramp::raise("input '" + p.name + "' is not given: use --input " + p.name + "=FILE.npy");
+  }
+  offramp::require(given.size() + unnamed.size() == m.inputs().size(),
+                   "the network takes " + std::to_string(m.inputs().size()) + " inputs, " +
+                       std::to_string(given.size() + unnamed.size()) + " were given");
+  const auto out = m.run(in);
+  std::filesystem::create_directories(folder);
+  json j = json::array();
+  for (std::size_t i = 0; i < out.size(); ++i) {
+    std::string file = m.outputs()[i].name;
+    for (char& ch : file) ch = ch == '/' || ch == '\\' || ch == ':' ? '_' : ch;
+    const std::string path = folder + "/" + file + ".npy";
+    write_npy(path, out[i]);
+    if (c.as_json)
+      j.push_back({{"name", m.outputs()[i].name},
+                   {"file", path},
+                   {"shape", std::vector<Index>(out[i].shape().begin(), out[i].shape().end())}});
+    else
+      std::printf("%s %s %s\n", path.c_str(), std::string(offramp::name_of(out[i].type())).c_str(),
+                  out[i].shape().text().c_str());
+  }
+  if (c.as_json) std::cout << json{{"outputs", j}}.dump(2) << '\n';
+  return 0;
+}
+
+std::string carried_policy(const Model& m) {
+  const auto i = m.metadata().find("offramp.policy");
+  return i == m.metadata().end() ? "never" : i->second;
+}
+
+int eval(const Common& c, const std::string& spec, std::string policy, int threads, Index batch,
+         const std::string& report_path) {
+  const Model m = c.load();
+  require_exits(m);
+  if (policy.empty()) policy = carried_policy(m);
+  const auto p = offramp::parse_policy(policy);
+  const Data data = read_data(spec);
+  const Evaluation e = evaluate(m, p, data, batch, threads);
+  if (c.as_json) {
+    json j = to_json(e);
+    j["policy"] = policy;
+    j["batch"] = batch;
+    j["threads"] = threads;
+    std::cout << j.dump(2) << '\n';
+  } else {
+    std::printf("%s on %s, policy %s, batch %ld, %d thread%s\n\n", c.model.c_str(), spec.c_str(), policy.c_str(),
+                static_cast<long>(batch), threads, threads == 1 ? "" : "s");
+    print(e, m);
+  }
+  if (!report_path.empty()) {
+    Progress progress("all exits", data.count());
+    const auto records = offramp::record_exits(m, offramp::MaxProbability{offramp::Thresholds(1.0f)}, data.samples,
+                                               data.labels, [&](Index done) { progress.at(done); });
+    offramp::onnx::write_file(report_path, report(m, std::filesystem::path(c.model).filename().string(), policy, data,
+                                                  e, threshold_curve(records)));
+    if (!c.as_json) std::printf("\nreport: %s\n", report_path.c_str());
+  }
+  return 0;
+}
+
+int calibrate(const Common& c, const std::string& spec, std::optional<double> drop, std::optional<double> budget,
+              const std::string& output, bool use_labels) {
+  const Model m = c.load();
+  require_exits(m);
+  offramp::require(m.exit_count() > 1, "the network has no early exit to calibrate");
+  const Data data = read_data(spec);
+  check_data(m, data);
+  Progress progress("recording", data.count());
+  const auto records =
+      offramp::record_exits(m, offramp::MaxProbability{offramp::Thresholds(1.0f)}, data.samples,
+                            use_labels ? std::span<const Index>(data.labels) : std::span<const Index>(),
+                            [&](Index done) { progress.at(done); });
+  offramp::CalibrationTarget target;
+  if (drop) target.max_accuracy_drop = *drop / 100;
+  target.flops_budget = budget;
+  const auto best = offramp::calibrate_thresholds(records, target);
+  const std::string policy = offramp::policy_text("max-probability", best.thresholds);
+  if (!output.empty()) offramp::save_onnx(m, output, offramp::ExitForm::outputs, {{"offramp.policy", policy}});
+  const double saving = 1 - best.outcome.mean_flops / best.full.mean_flops;
+  if (c.as_json) {
+    json exits = json::array();
+    for (std::size_t k = 0; k < m.exits().size(); ++k) {
+      const bool last = k + 1 == m.exits().size();
+      exits.push_back({{"name", m.exits()[k].name},
+                       {"threshold", last || std::isinf(best.thresholds[k]) ? json(nullptr) : json(best.thresholds[k])},
+                       {"share", best.outcome.shares[k]},
+                       {"accuracy", best.outcome.accuracies[k]}});
+    }
+    std::cout << json{{"policy", policy},
+                      {"samples", records.samples},
+                      {"accuracy", best.outcome.accuracy},
+                      {"full", {{"accuracy", best.full.accuracy}}},
+                      {"flops",
+                       {{"mean", best.outcome.mean_flops}, {"full", best.full.mean_flops}, {"saving", saving}}},
+                      {"exits", exits}}
+                     .dump(2)
+              << '\n';
+    return 0;
+  }
+  std::printf(
+      "policy    %s\naccuracy  %s, full network %s (on the %ld samples that chose the thresholds)\nFLOPs     %s of %s, "
+      "saved %s\n",
+      policy.c_str(), percent(best.outcome.accuracy).c_str(), percent(best.full.accuracy).c_str(),
+      static_cast<long>(records.samples), engineering(best.outcome.mean_flops).c_str(),
+      engineering(best.full.mean_flops).c_str(), percent(saving, 1).c_str());
+  if (!output.empty()) std::printf("written   %s\n", output.c_str());
+  return 0;
+}
+
+int save(const Common& c, const std::string& output, bool nested) {
+  const Model m = c.load();
+  offramp::save_onnx(m, output, nested ? offramp::ExitForm::nested_if : offramp::ExitForm::outputs);
+  if (c.as_json)
+    std::cout << json{{"output", output}}.dump() << '\n';
+  else
+    std::printf("%s\n", output.c_str());
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app{"Early-exit networks in ONNX files: what they cost, what they answer, and when they may answer early."};
+  app.require_subcommand(1);
+  app.footer(
+      "An exit is an output of the ONNX graph, in order of depth; the last is the network's own answer.\n"
+      "Data: fashion-mnist:DIR[:train|test], cifar10:FILE.bin, npy:SAMPLES.npy,LABELS.npy; a range [a:b] may follow.\n"
+      "Policies: max-probability:T, entropy:T, margin:T, agreement:T, patience:K, flops:F, deadline:S, always[:EXIT], "
+      "never,\n"
+      "          temperature(T,..;P), ensemble(P), and(P;Q), or(P;Q), not(P); T is one number or one for each early "
+      "exit.");
+  Common c;
+  const auto command = [&](const char* name, const char* what) {
+    CLI::App* sub = app.add_subcommand(name, what);
+    sub->add_option("model", c.model, "the network, an ONNX file")->required();
+    sub->add_flag("--json", c.as_json, "print JSON for machines");
+    sub->add_option("--shape", c.shape, "sizes of the input where the file leaves them open, N,C,H,W")->delimiter(',');
+    sub->add_option("--isa", c.isa, "instruction set: baseline, avx2 or avx512 (default: the best here)");
+    return sub;
+  };
+  CLI::App* inspect_command =
+      command("inspect", "Lists layers, shapes, parameters, MACs and FLOPs, and what each exit costs");
+
+  CLI::App* run_command = command("run", "Computes every output for given inputs and writes them as .npy files");
+  std::vector<std::string> inputs;
+  std::string folder = ".";
+  run_command->add_option("--input", inputs, "FILE.npy, or NAME=FILE.npy where the network has several inputs")
+      ->required();
+  run_command->add_option("--output-dir", folder, "where the outputs go")->capture_default_str();
+
+  std::string spec, policy, report_path, output;
+  int threads = 1;
+  Index batch = 1;
+  CLI::App* eval_command =
+      command("eval", "Measures accuracy, agreement, FLOPs and latency of a policy against the full network");
+  eval_command->add_option("--data", spec, "the data set")->required();
+  eval_command->add_option("--policy", policy, "when to leave (default: what the file carries)");
+  eval_command->add_option("--threads", threads, "sessions at work side by side")
+      ->check(CLI::Range(1, 256))
+      ->capture_default_str();
+  eval_command->add_option("--batch", batch, "samples in one call")->check(CLI::Range(1, 65536))->capture_default_str();
+  eval_command->add_option("--report", report_path,
+                           "also write an HTML page with the curve over all thresholds and example images");
+
+  CLI::App* calibrate_command =
+      command("calibrate", "Chooses the thresholds of all exits from data and writes them into the file");
+  std::optional<double> drop, budget;
+  bool no_labels = false;
+  calibrate_command->add_option("--data", spec, "the data set, apart from the one that accuracy is reported on")
+      ->required();
+  auto* target = calibrate_command->add_option_group("target", "exactly one of");
+  target->add_option("--max-accuracy-drop", drop, "percentage points that the accuracy may fall by")
+      ->check(CLI::Range(0.0, 100.0));
+  target->add_option("--flops-budget", budget, "mean nominal FLOPs of a sample")->check(CLI::PositiveNumber);
+  target->require_option(1);
+  calibrate_command->add_option("--output", output, "the network with its thresholds, an ONNX file");
+  calibrate_command->add_flag("--agreement", no_labels,
+                              "use no labels: an answer is right where it is the full network's");
+
+  CLI::App* save_command =
+      command("save", "Writes the network as ONNX again, its exits as outputs or as nested `If` nodes");
+  bool nested = false;
+  save_command->add_option("--output", output, "the ONNX file to write")->required();
+  save_command->add_flag("--nested-if", nested, "nest the exits, so that any runtime skips what is behind them");
+
+  CLI11_PARSE(app, argc, argv);
+  try {
+    if (*inspect_command) return inspect(c);
+    if (*run_command) return run(c, inputs, folder);
+    if (*eval_command) return eval(c, spec, policy, threads, batch, report_path);
+    if (*calibrate_command) return calibrate(c, spec, drop, budget, output, !no_labels);
+    if (*save_command) return save(c, output, nested);
+  } catch (const std::exception& e) {
+    std::string what = e.what();
+    for (char& ch : what) ch = ch == '\n' ? ' ' : ch;
+    std::fprintf(stderr, "offramp: %s\n", what.c_str());
+    return 1;
+  }
+  return 0;
+}
