@@ -230,9 +230,12 @@ inline std::vector<TensorView> Model::probe(const Data& d, const Graph& g, Index
     } else {
       require(v.has_shape, "input '" + v.name + "' has no declared shape: give one");
     }
+    // The batch is axis 0 where the file leaves it open; a lone input that was exported with a batch of 1 takes any.
+    const bool has_batch = !sizes.empty() && v.has_shape && !v.sizes.empty()
+                               ? v.sizes[0] == dynamic || (g.inputs.size() == 1 && v.sizes[0] == 1)
+                               : !v.has_shape;
     for (std::size_t a = 0; a < sizes.size(); ++a) {
-      Index size = sizes[a];
-      if (a == 0 && n > 0) size = n;
+      const Index size = a == 0 && has_batch ? n : sizes[a];
       require(size != dynamic, "axis " + std::to_string(a) + " of input '" + v.name + "' is open: give a shape");
       require(size >= 0, "input '" + v.name + "' has a negative size");
       x.shape.push_back(size);

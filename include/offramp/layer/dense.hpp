@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstring>
 #include <string>
+#include <vector>
 
 #include "offramp/kernel/pack.hpp"
 #include "offramp/layer/fused.hpp"
@@ -98,18 +99,14 @@ class GemmOperation final : public Operation {
     const TensorView& b = in[1];
     const TensorView* c = optional_input(in, 2);
     const Index n = b.shape[trans_b_ ? 0 : 1], k = b.shape[trans_b_ ? 1 : 0];
-    row_bias_ = c && c->data && c->count() == n && c->shape.rank() > 0 && c->shape[c->shape.rank() - 1] == n;
-    if (!b.data) {
-      row_bias_ = false;
-      return;
-    }
-    Tensor bias;
-    if (row_bias_) {
-      bias = Tensor(DType::f32, {n});
-      for (Index i = 0; i < n; ++i) static_cast<float*>(bias.mutable_data())[i] = beta_ * c->f32()[i];
-    }
-    plan_ = DensePlan(k, n, b.f32(), trans_b_ ? 1 : n, trans_b_ ? k : 1, alpha_,
-                      row_bias_ ? bias.view().f32() : nullptr, tail_);
+    const bool row =
+        c && c->data && b.data && c->count() == n && c->shape.rank() > 0 && c->shape[c->shape.rank() - 1] == n;
+    late_bias_ = c && !row;
+    if (!b.data) return;
+    std::vector<float> bias;
+    for (Index i = 0; row && i < n; ++i) bias.push_back(beta_ * c->f32()[i]);
+    plan_ = DensePlan(k, n, b.f32(), trans_b_ ? 1 : n, trans_b_ ? k : 1, alpha_, row ? bias.data() : nullptr,
+                      late_bias_ ? FusedTail() : tail_);
   }
   Cost cost(std::span<const TensorView> in, std::span<const TensorView> out) const noexcept override {
     const Index k = in[0].shape[trans_a_ ? 0 : 1];
@@ -139,16 +136,15 @@ class GemmOperation final : public Operation {
       left = scratch;
       scratch += (a.count() + 15) / 16 * 16;
     }
-    const bool late_bias = c && !row_bias_;
-    FusedTail tail = late_bias ? FusedTail() : tail_;
-    const float* residual = r && !late_bias ? r->f32() : nullptr;
-    if (!plan_.empty() && !late_bias) {
+    const float* residual = r && !late_bias_ ? r->f32() : nullptr;
+    if (!plan_.empty()) {
       plan_.forward(left, residual, y.as<float>(), m, run.kernels);
-      return true;
+    } else {
+      kernel::pack(b.f32(), trans_b_ ? 1 : n, trans_b_ ? k : 1, k, n, alpha_, scratch);
+      DensePlan::product(left, scratch, nullptr, residual, y.as<float>(), m, n, k, late_bias_ ? FusedTail() : tail_,
+                         run.kernels);
     }
-    kernel::pack(b.f32(), trans_b_ ? 1 : n, trans_b_ ? k : 1, k, n, alpha_, scratch);
-    DensePlan::product(left, scratch, nullptr, residual, y.as<float>(), m, n, k, tail, run.kernels);
-    if (late_bias) {
+    if (late_bias_) {
       const BroadcastWalk walk(y.shape, {&c->shape});
       walk.each([&](Index at, const auto& offset) {
         for (Index i = 0; i < walk.inner; ++i) y.as<float>()[at + i] += beta_ * c->f32()[offset[0] + i * walk.step[0]];
@@ -161,7 +157,7 @@ class GemmOperation final : public Operation {
 
  private:
   float alpha_, beta_;
-  bool trans_a_, trans_b_, row_bias_ = false;
+  bool trans_a_, trans_b_, late_bias_ = false;
   FusedTail tail_;
   DensePlan plan_;
 };

@@ -286,9 +286,9 @@ inline DType check_binary(const BinaryFunction& f, DType a, DType b) {
 class BinaryOperation final : public Operation {
  public:
   BinaryOperation(const Node& node, Index opset) : f_(*find_binary(row(node))) {
-    if (node.op == "Mod") integer_only_ = node.integer("fmod", 0) == 0;
     if (opset < 7) {  // broadcasting was asked for, and could start at any axis
       legacy_ = true;
+      if (node.op == "PRelu") axis_ = 1;
       if (node.find("axis")) axis_ = node.integer("axis", 0);
     }
     unidirectional_ = node.op == "PRelu";
@@ -331,7 +331,7 @@ class BinaryOperation final : public Operation {
   }
 
   const BinaryFunction& f_;
-  bool integer_only_ = false, legacy_ = false, unidirectional_ = false;
+  bool legacy_ = false, unidirectional_ = false;
   std::optional<Index> axis_;
 };
 

@@ -37,11 +37,17 @@ inline void write_value_info(pbf_writer& parent, protozero::pbf_tag_type tag, co
   if (!v.has_shape) return;
   pbf_writer shape(tensor, 2);
   for (std::size_t i = 0; i < v.sizes.size(); ++i) {
+    const bool labelled = i < v.labels.size() && !v.labels[i].empty();
+    if (v.sizes[i] == dynamic && !labelled) {
+      shape.add_message(1, "", 0);  // an open axis; a writer would leave an empty message out
+      continue;
+    }
     pbf_writer dim(shape, 1);
-    if (v.sizes[i] != dynamic)
+    if (v.sizes[i] != dynamic) {
       dim.add_int64(1, v.sizes[i]);
-    else if (i < v.labels.size() && !v.labels[i].empty())
+    } else {
       dim.add_string(2, v.labels[i]);
+    }
   }
 }
 

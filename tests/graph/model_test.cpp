@@ -1,0 +1,119 @@
+#include "offramp/graph/model.hpp"
+
+#include <gtest/gtest.h>
+
+#include <cstring>
+
+#include "graphs.hpp"
+
+namespace offramp {
+namespace {
+
+TEST(Model, PreparedEqualsNodeByNode) {
+  for (const Isa isa : available_isas()) {
+    ModelOptions options;
+    options.isa = isa;
+    const Model m(test::residual_network(), options);
+    ASSERT_TRUE(m.has_plan()) << m.why_not();
+    for (const Index batch : {1, 2, 7}) {
+      const std::vector<Tensor> in{test::random_tensor({batch, 3, 8, 8}, static_cast<unsigned>(batch))};
+      const auto fast = m.run(in), plain = m.run_graph(in);
+      for (std::size_t i = 0; i < 3; ++i) {
+        const auto v = plain[i].values<float>();
+        EXPECT_LT(test::relative_error(fast[i].values<float>(), std::vector<double>(v.begin(), v.end())), 1e-5);
+      }
+    }
+  }
+}
+
+TEST(Model, FindsExitsInOrderOfDepth) {
+  Graph g = test::residual_network();
+  std::swap(g.outputs[0], g.outputs[2]);  // the file's order does not matter
+  const Model m(g);
+  ASSERT_EQ(m.exit_count(), 3);
+  EXPECT_EQ(m.exits()[0].name, "exit_0");
+  EXPECT_EQ(m.exits()[2].name, "logits");
+  EXPECT_EQ(m.class_count(), 4);
+  EXPECT_LT(m.exits()[0].upto.flops, m.exits()[1].upto.flops);
+  EXPECT_EQ(m.exits()[2].head, Cost{});
+  // Every layer belongs to one stage or one head, and their costs add up.
+  Cost sum;
+  for (const ExitInfo& e : m.exits()) sum += e.stage + e.head;
+  EXPECT_EQ(sum, m.total_cost());
+}
+
+TEST(Model, MetadataNamesExits) {
+  Graph g = test::residual_network();
+  g.metadata["offramp.exits"] = "exit_1,logits";
+  const Model m(g);
+  ASSERT_EQ(m.exit_count(), 2);
+  EXPECT_EQ(m.exits()[0].name, "exit_1");
+}
+
+TEST(Model, BatchesThatTheGraphFixesRunSampleBySample) {
+  test::Builder b;
+  const auto x = b.input("x", {1, 4});
+  const auto shape = b.constant(Tensor::of<Index>({2}, std::vector<Index>{1, 4}));  // a Reshape that fixes the batch
+  b.output(b.node("Relu", {b.node("Reshape", {x, shape})}), "y");
+  const Model m(b.g);
+  ASSERT_TRUE(m.has_plan()) << m.why_not();
+  EXPECT_TRUE(m.runs_single_samples());
+  const std::vector<Tensor> in{Tensor::of<float>({2, 4}, std::vector<float>{1, -1, 2, -2, 3, -3, 4, -4})};
+  const auto y = m.run(in);
+  EXPECT_EQ(y[0].shape(), (Shape{2, 4}));
+  EXPECT_EQ(y[0].values<float>()[6], 4.0f);
+  EXPECT_EQ(y[0].values<float>()[5], 0.0f);
+}
+
+TEST(Model, SaysWhatIsWrongWithInputs) {
+  const Model m(test::residual_network());
+  const auto message = [&](std::vector<Tensor> in) {
+    try {
+      m.run(in);
+    } catch (const Error& e) {
+      return std::string(e.what());
+    }
+    return std::string();
+  };
+  EXPECT_EQ(message({test::random_tensor({1, 3, 9, 8}, 1)}),
+            "input 'input': expected shape [1,3,8,8], found [1,3,9,8]");
+  EXPECT_EQ(message({Tensor(DType::i64, {1, 3, 8, 8})}), "input 'input': expected float32, found int64");
+  EXPECT_EQ(message({}), "expected 1 inputs, found 0");
+  EXPECT_EQ(message({Tensor(DType::f32, {0, 3, 8, 8})}), "the batch is empty");
+}
+
+TEST(Model, OutputsThatAreNoClassifierRunButDoNotPredict) {
+  test::Builder b;
+  b.output(b.node("Relu", {b.input("x", {dynamic, 3, 4, 4})}), "a");
+  b.output(b.node("Shape", {b.g.inputs[0]}), "b");
+  const Model m(b.g);
+  EXPECT_EQ(m.exit_count(), 0);
+  EXPECT_THROW(m.make_state(1), Error);
+  EXPECT_EQ(m.run(std::vector<Tensor>{test::random_tensor({2, 3, 4, 4}, 1)}).size(), 2u);
+}
+
+TEST(Model, MemoryIsSharedBetweenLayersAndLimited) {
+  const Model m(test::residual_network());
+  Index all = 0;
+  for (const LayerInfo& l : m.layers()) all += l.output.count() * 4;
+  EXPECT_LT(m.memory_bytes(1), all);
+  ModelOptions tight;
+  tight.limits.memory_bytes = 1000;
+  EXPECT_FALSE(Model(test::residual_network(), tight).has_plan());
+}
+
+TEST(Model, CyclesAndUnknownOperatorsAreErrors) {
+  Graph g = test::residual_network();
+  g.nodes[0].op = "Mystery";
+  EXPECT_THROW(Model{g}, Error);
+  Graph loop;
+  const auto a = loop.add_value("a"), b = loop.add_value("b");
+  loop.nodes.resize(2);
+  loop.nodes[0].op = loop.nodes[1].op = "Relu";
+  loop.nodes[0].inputs = loop.nodes[1].outputs = {a};
+  loop.nodes[1].inputs = loop.nodes[0].outputs = {b};
+  EXPECT_THROW(loop.sort(), Error);
+}
+
+}  // namespace
+}  // namespace offramp

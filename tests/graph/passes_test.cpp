@@ -1,0 +1,121 @@
+#include "offramp/graph/passes.hpp"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "graphs.hpp"
+#include "offramp/graph/model.hpp"
+
+namespace offramp {
+namespace {
+
+std::vector<std::string> operators_of(const Model& m) {
+  std::vector<std::string> ops;
+  for (const LayerInfo& l : m.layers()) {
+    if (l.algorithm != "view") ops.push_back(l.op);
+  }
+  return ops;
+}
+
+void expect_same(const Model& m, const Shape& shape, double tolerance = 1e-5) {
+  ASSERT_TRUE(m.has_plan()) << m.why_not();
+  const std::vector<Tensor> in{test::random_tensor(shape, 5)};
+  const auto fast = m.run(in), plain = m.run_graph(in);
+  const auto v = plain[0].values<float>();
+  EXPECT_LT(test::relative_error(fast[0].values<float>(), std::vector<double>(v.begin(), v.end())), tolerance);
+}
+
+TEST(Passes, ResidualBlockBecomesTwoConvolutions) {
+  const Model m(test::residual_network());
+  int convolutions = 0;
+  for (const std::string& op : operators_of(m)) {
+    EXPECT_TRUE(op != "BatchNormalization" && op != "Add" && op != "Relu") << op;
+    convolutions += op.starts_with("Conv");
+  }
+  EXPECT_EQ(convolutions, 8);
+}
+
+TEST(Passes, GeluInItsExportedForms) {
+  for (const bool divide : {true, false}) {
+    test::Builder b;
+    const auto x = b.input("x", {dynamic, 8});
+    const auto number = [&](float v) { return b.constant(Tensor::of<float>({}, std::vector<float>{v})); };
+    const auto scaled = divide ? b.node("Div", {x, number(1.41421354f)}) : b.node("Mul", {number(0.70710678f), x});
+    const auto one = b.node("Add", {b.node("Erf", {scaled}), number(1)});
+    b.output(b.node("Mul", {b.node("Mul", {x, one}), number(0.5f)}), "y");
+    const Model m(b.g);
+    EXPECT_EQ(operators_of(m)[0], "Gelu");
+    expect_same(m, {3, 8});
+  }
+}
+
+TEST(Passes, SiluAndItsFusionIntoAProduct) {
+  test::Builder b;
+  const auto y = b.node("Gemm", {b.input("x", {dynamic, 8}), b.constant({8, 6}, 1), b.constant({6}, 2)});
+  b.output(b.node("Mul", {y, b.node("Sigmoid", {y})}), "y");
+  const Model m(b.g);
+  EXPECT_EQ(operators_of(m), (std::vector<std::string>{"Gemm+Silu"}));
+  expect_same(m, {3, 8});
+}
+
+TEST(Passes, LayerNormInItsExportedForm) {
+  test::Builder b;
+  b.g.opset = 13;
+  const auto x = b.input("x", {dynamic, 5, 8});
+  const std::vector<Attribute> last{{"axes", std::vector<Index>{-1}}, {"keepdims", Index{1}}};
+  const auto number = [&](float v) { return b.constant(Tensor::of<float>({}, std::vector<float>{v})); };
+  const auto centred = b.node("Sub", {x, b.node("ReduceMean", {x}, last)});
+  const auto variance = b.node("ReduceMean", {b.node("Pow", {centred, number(2)})}, last);
+  const auto normal = b.node("Div", {centred, b.node("Sqrt", {b.node("Add", {variance, number(1e-5f)})})});
+  b.output(b.node("Add", {b.node("Mul", {normal, b.constant({8}, 1)}), b.constant({8}, 2)}), "y");
+  const Model m(b.g);
+  EXPECT_EQ(operators_of(m)[0], "LayerNormalization");
+  expect_same(m, {2, 5, 8});
+}
+
+TEST(Passes, ValuesThatOthersReadAreNotFusedAway) {
+  test::Builder b;
+  const auto y = b.node("Conv", {b.input("x", {dynamic, 3, 6, 6}), b.constant({4, 3, 3, 3}, 1)});
+  b.output(b.node("Relu", {y}), "a");
+  b.output(y, "b");
+  const Model m(b.g);
+  const std::vector<Tensor> in{test::random_tensor({2, 3, 6, 6}, 1)};
+  const auto fast = m.run(in), plain = m.run_graph(in);
+  for (std::size_t i = 0; i < 2; ++i) {
+    const auto v = plain[i].values<float>();
+    EXPECT_LT(test::relative_error(fast[i].values<float>(), std::vector<double>(v.begin(), v.end())), 1e-5);
+  }
+}
+
+TEST(Passes, AddOfOneValueTwiceStays) {
+  test::Builder b;
+  const auto y = b.node("Conv", {b.input("x", {dynamic, 3, 6, 6}), b.constant({4, 3, 3, 3}, 1)});
+  b.output(b.node("Add", {y, y}), "y");
+  expect_same(Model(b.g), {2, 3, 6, 6});
+}
+
+TEST(Passes, ChannelsLastThroughWhatStandsBetweenConvolutions) {
+  test::Builder b;
+  b.g.opset = 13;
+  const auto ints = [&](std::vector<Index> v) {
+    return b.constant(Tensor::of<Index>({static_cast<Index>(v.size())}, v));
+  };
+  auto x = b.node("Conv", {b.input("x", {dynamic, 3, 9, 9}), b.constant({8, 3, 3, 3}, 1)});
+  const auto scale =
+      b.node("Sigmoid", {b.node("Conv", {b.node("GlobalAveragePool", {x}), b.constant({8, 8, 1, 1}, 2)})});
+  x = b.node("Mul", {x, scale});  // squeeze and excite
+  x = b.node("Add", {x, b.constant({8, 1, 1}, 3)});
+  const auto pooled =
+      b.node("MaxPool", {x}, {{"kernel_shape", std::vector<Index>{2, 2}}, {"strides", std::vector<Index>{2, 2}}});
+  const auto sliced = b.node("Slice", {x, ints({0, 0}), ints({6, 6}), ints({2, 3}), ints({2, 2})});
+  x = b.node("Concat", {pooled, sliced}, {{"axis", Index{1}}});
+  x = b.node("Pad", {x, ints({0, 2, 1, 0, 0, 1, 0, 1})});
+  x = b.node("PRelu", {x, b.constant({19, 1, 1}, 4)});
+  x = b.node("ReduceMean", {x}, {{"axes", std::vector<Index>{2, 3}}, {"keepdims", Index{1}}});
+  b.output(b.node("Flatten", {x}), "y");
+  expect_same(Model(b.g), {3, 3, 9, 9});
+}
+
+}  // namespace
+}  // namespace offramp

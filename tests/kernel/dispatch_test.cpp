@@ -1,0 +1,234 @@
+// Every vector kernel of every instruction set against a plain reference.
+#include "offramp/kernel/dispatch.hpp"
+
+#include <gtest/gtest.h>
+
+#include <Eigen/Core>
+#include <cmath>
+#include <limits>
+
+#include "offramp/kernel/pack.hpp"
+#include "reference.hpp"
+
+namespace offramp::kernel {
+namespace {
+
+constexpr float inf = std::numeric_limits<float>::infinity();
+constexpr float nan = std::numeric_limits<float>::quiet_NaN();
+
+class EveryIsa : public ::testing::TestWithParam<Isa> {
+ protected:
+  const Kernels& k = kernels_for(GetParam());
+};
+
+std::vector<float> packed(const std::vector<float>& b, Index k, Index n) {
+  std::vector<float> p(static_cast<std::size_t>(packed_size(k, n)));
+  pack(b.data(), n, 1, k, n, 1.0f, p.data());
+  return p;
+}
+
+TEST_P(EveryIsa, GemmEqualsEigen) {
+  using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+  unsigned seed = 1;
+  for (const Index m : {1, 2, 3, 7, 14, 15, 49, 65}) {
+    for (const Index n : {1, 10, 16, 17, 33, 64, 100}) {
+      for (const Index depth : {1, 3, 4, 37, 144}) {
+        const auto a = test::random_floats(m * depth, ++seed), b = test::random_floats(depth * n, ++seed),
+                   bias = test::random_floats(padded_columns(n), ++seed), residual = test::random_floats(m * n, ++seed);
+        const auto p = packed(b, depth, n);
+        std::vector<float> c(static_cast<std::size_t>(m * n), nan);
+        Gemm g;
+        g.m = m, g.n = n, g.run = depth, g.a = a.data(), g.lda = depth, g.b = p.data(), g.bias = bias.data(),
+        g.residual = residual.data(), g.ldr = n, g.c = c.data(), g.ldc = n;
+        g.activation = Unary::relu;
+        g.columns_outside = seed % 2 == 0;
+        k.gemm(g);
+        const Matrix expected =
+            ((Eigen::Map<const Matrix>(a.data(), m, depth) * Eigen::Map<const Matrix>(b.data(), depth, n)).rowwise() +
+             Eigen::Map<const Eigen::RowVectorXf>(bias.data(), n)) +
+            Eigen::Map<const Matrix>(residual.data(), m, n);
+        const double error =
+            (expected.cwiseMax(0.0f) - Eigen::Map<const Matrix>(c.data(), m, n)).cwiseAbs().maxCoeff() /
+            std::max(1e-3f, expected.cwiseAbs().maxCoeff());
+        ASSERT_LT(error, 1e-5) << m << "x" << n << "x" << depth;
+      }
+    }
+  }
+}
+
+TEST_P(EveryIsa, GemmWritesNothingOutside) {
+  for (const Index n : {1, 5, 15, 17, 31}) {
+    const Index m = 9, depth = 8, ldc = n + 3;
+    const auto a = test::random_floats(m * depth, 1), b = test::random_floats(depth * n, 2);
+    const auto p = packed(b, depth, n);
+    std::vector<float> c(static_cast<std::size_t>(m * ldc), 42.0f);
+    Gemm g;
+    g.m = m, g.n = n, g.run = depth, g.a = a.data(), g.lda = depth, g.b = p.data(), g.c = c.data(), g.ldc = ldc;
+    k.gemm(g);
+    for (Index i = 0; i < m; ++i) {
+      for (Index j = n; j < ldc; ++j) EXPECT_EQ(c[static_cast<std::size_t>(i * ldc + j)], 42.0f);
+    }
+  }
+}
+
+TEST_P(EveryIsa, GemmReadsIndirectRowsAndZeros) {
+  const Index m = 20, n = 18, taps = 3, run = 5;
+  const auto a = test::random_floats(200, 1), b = test::random_floats(taps * run * n, 2);
+  const auto p = packed(b, taps * run, n);
+  const std::vector<float> zeros(32, 0.0f);
+  std::vector<std::int32_t> offsets;
+  std::vector<float> rows;
+  for (Index i = 0; i < m * taps; ++i) {
+    const std::int32_t o = i % 7 == 3 ? -1 : static_cast<std::int32_t>((i * 31) % 190);
+    offsets.push_back(o);
+    for (Index r = 0; r < run; ++r) rows.push_back(o < 0 ? 0.0f : a[static_cast<std::size_t>(o + r)]);
+  }
+  std::vector<float> c(static_cast<std::size_t>(m * n));
+  Gemm g;
+  g.m = m, g.n = n, g.taps = taps, g.run = run, g.a = a.data(), g.offsets = offsets.data(), g.zeros = zeros.data(),
+  g.b = p.data(), g.c = c.data(), g.ldc = n;
+  k.gemm(g);
+  EXPECT_LT(test::relative_error(c, test::matmul(rows, b, m, n, taps * run)), 1e-6);
+}
+
+struct UnaryCase {
+  Unary f;
+  double (*reference)(double);
+  double tolerance;  // relative to max(1, |y|), or absolute below 1
+  float low, high;
+};
+
+TEST_P(EveryIsa, ElementaryFunctionsHaveKnownErrors) {
+  const UnaryCase cases[] = {
+      {Unary::exp, [](double x) { return std::exp(x); }, 3e-7, -87, 88},
+      {Unary::sigmoid, [](double x) { return 1 / (1 + std::exp(-x)); }, 3e-7, -80, 80},
+      {Unary::tanh, [](double x) { return std::tanh(x); }, 3e-7, -20, 20},
+      {Unary::erf, [](double x) { return std::erf(x); }, 5e-7, -6, 6},
+      {Unary::gelu, [](double x) { return 0.5 * x * (1 + std::erf(x / std::sqrt(2.0))); }, 8e-7, -10, 10},
+      {Unary::silu, [](double x) { return x / (1 + std::exp(-x)); }, 4e-7, -40, 40},
+      {Unary::hard_swish, [](double x) { return x * std::clamp(x / 6 + 0.5, 0.0, 1.0); }, 3e-7, -9, 9},
+      {Unary::relu, [](double x) { return std::max(0.0, x); }, 0, -9, 9},
+      {Unary::abs, [](double x) { return std::fabs(x); }, 0, -9, 9},
+      {Unary::neg, [](double x) { return -x; }, 0, -9, 9},
+      {Unary::sqrt, [](double x) { return std::sqrt(x); }, 1e-7, 0, 90},
+      {Unary::reciprocal, [](double x) { return 1 / x; }, 1e-7, 0.01f, 90},
+  };
+  for (const UnaryCase& c : cases) {
+    const Index n = 20011;
+    std::vector<float> x, y(static_cast<std::size_t>(n));
+    for (Index i = 0; i < n; ++i)
+      x.push_back(c.low + (c.high - c.low) * static_cast<float>(i) / static_cast<float>(n - 1));
+    k.unary(c.f, x.data(), y.data(), n, 0, 0);
+    for (std::size_t i = 0; i < x.size(); ++i) {
+      const double expected = c.reference(static_cast<double>(x[i]));
+      ASSERT_LE(std::fabs(static_cast<double>(y[i]) - expected), c.tolerance * std::max(1.0, std::fabs(expected)))
+          << static_cast<int>(c.f) << " at " << x[i];
+    }
+  }
+}
+
+TEST_P(EveryIsa, FunctionsTreatTheEndsOfTheRange) {
+  const std::vector<float> x{inf, -inf, nan, 200.0f, -200.0f};
+  std::vector<float> y(5);
+  k.unary(Unary::exp, x.data(), y.data(), 5, 0, 0);
+  EXPECT_EQ(y[0], inf);
+  EXPECT_EQ(y[1], 0.0f);
+  EXPECT_TRUE(std::isnan(y[2]));
+  EXPECT_EQ(y[3], inf);
+  EXPECT_EQ(y[4], 0.0f);
+  for (const Unary f : {Unary::relu, Unary::sigmoid, Unary::tanh, Unary::gelu, Unary::silu, Unary::leaky_relu,
+                        Unary::clip, Unary::hard_swish}) {
+    k.unary(f, x.data(), y.data(), 5, 0.1f, 6.0f);
+    EXPECT_TRUE(std::isnan(y[2])) << static_cast<int>(f) << " must hand a NaN on";
+  }
+  k.unary(Unary::tanh, x.data(), y.data(), 5, 0, 0);
+  EXPECT_EQ(y[0], 1.0f);
+  EXPECT_EQ(y[1], -1.0f);
+}
+
+TEST_P(EveryIsa, BinaryWithEveryStep) {
+  for (const Index n : {1, 3, 16, 37}) {
+    const auto a = test::random_floats(n, 1), b = test::random_floats(n, 2, 0.5f, 2.0f);
+    for (const Index sa : {0, 1}) {
+      for (const Index sb : {0, 1}) {
+        std::vector<float> y(static_cast<std::size_t>(n));
+        const auto check = [&](Binary f, auto&& reference) {
+          k.binary(f, a.data(), sa, b.data(), sb, y.data(), n);
+          for (Index i = 0; i < n; ++i)
+            EXPECT_FLOAT_EQ(y[static_cast<std::size_t>(i)],
+                            reference(a[static_cast<std::size_t>(i * sa)], b[static_cast<std::size_t>(i * sb)]));
+        };
+        check(Binary::add, [](float p, float q) { return p + q; });
+        check(Binary::sub, [](float p, float q) { return p - q; });
+        check(Binary::mul, [](float p, float q) { return p * q; });
+        check(Binary::div, [](float p, float q) { return p / q; });
+        check(Binary::max, [](float p, float q) { return std::max(p, q); });
+        check(Binary::min, [](float p, float q) { return std::min(p, q); });
+        check(Binary::prelu, [](float p, float q) { return p < 0 ? p * q : p; });
+      }
+    }
+  }
+}
+
+TEST_P(EveryIsa, SoftmaxAndItsLogarithm) {
+  for (const Index n : {1, 2, 10, 16, 100}) {
+    auto x = test::random_floats(3 * n, 5, -30, 30);
+    std::vector<float> y(x.size()), l(x.size());
+    k.softmax(x.data(), y.data(), 3, n, false);
+    k.softmax(x.data(), l.data(), 3, n, true);
+    for (Index r = 0; r < 3; ++r) {
+      double sum = 0, largest = -1e30;
+      for (Index i = 0; i < n; ++i)
+        largest = std::max(largest, static_cast<double>(x[static_cast<std::size_t>(r * n + i)]));
+      for (Index i = 0; i < n; ++i)
+        sum += std::exp(static_cast<double>(x[static_cast<std::size_t>(r * n + i)]) - largest);
+      for (Index i = 0; i < n; ++i) {
+        const auto u = static_cast<std::size_t>(r * n + i);
+        EXPECT_NEAR(static_cast<double>(y[u]), std::exp(static_cast<double>(x[u]) - largest) / sum, 1e-6);
+        EXPECT_NEAR(static_cast<double>(l[u]), static_cast<double>(x[u]) - largest - std::log(sum), 1e-5);
+      }
+    }
+  }
+}
+
+TEST_P(EveryIsa, LayerNormAndSums) {
+  for (const Index n : {1, 5, 16, 50}) {
+    const auto x = test::random_floats(4 * n, 6), scale = test::random_floats(n, 7), bias = test::random_floats(n, 8);
+    std::vector<float> y(x.size()), sums(static_cast<std::size_t>(n));
+    k.layer_norm(x.data(), y.data(), 4, n, 1e-5f, scale.data(), bias.data());
+    k.sum_rows(x.data(), sums.data(), 4, n, 0.25f);
+    for (Index r = 0; r < 4; ++r) {
+      double mean = 0, variance = 0;
+      for (Index i = 0; i < n; ++i)
+        mean += static_cast<double>(x[static_cast<std::size_t>(r * n + i)]) / static_cast<double>(n);
+      for (Index i = 0; i < n; ++i)
+        variance +=
+            std::pow(static_cast<double>(x[static_cast<std::size_t>(r * n + i)]) - mean, 2) / static_cast<double>(n);
+      for (Index i = 0; i < n; ++i) {
+        const auto u = static_cast<std::size_t>(i), v = static_cast<std::size_t>(r * n + i);
+        EXPECT_NEAR(static_cast<double>(y[v]),
+                    (static_cast<double>(x[v]) - mean) / std::sqrt(variance + 1e-5) * static_cast<double>(scale[u]) +
+                        static_cast<double>(bias[u]),
+                    2e-5);
+      }
+      EXPECT_NEAR(static_cast<double>(k.sum(x.data() + r * n, n)), mean * static_cast<double>(n), 1e-5);
+    }
+    for (Index i = 0; i < n; ++i) {
+      double sum = 0;
+      for (Index r = 0; r < 4; ++r) sum += static_cast<double>(x[static_cast<std::size_t>(r * n + i)]);
+      EXPECT_NEAR(static_cast<double>(sums[static_cast<std::size_t>(i)]), sum / 4, 1e-6);
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, EveryIsa, ::testing::ValuesIn(available_isas().begin(), available_isas().end()),
+                         [](const auto& p) { return std::string(name_of(p.param)); });
+
+TEST(Isa, ListsWhatIsHere) {
+  EXPECT_EQ(available_isas().front(), Isa::baseline);
+  EXPECT_EQ(available_isas().back(), best_isa());
+  for (const Isa isa : available_isas()) EXPECT_GE(kernels_for(isa).lanes, 4);
+}
+
+}  // namespace
+}  // namespace offramp::kernel

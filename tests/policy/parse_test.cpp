@@ -1,0 +1,36 @@
+#include "offramp/policy/parse.hpp"
+
+#include <gtest/gtest.h>
+
+namespace offramp {
+
+TEST(ParsePolicy, UnderstandsEveryKind) {
+  for (const char* text :
+       {"never", "always", "always:1", "max-probability:0.9", "max-probability:0.9,0.8,inf", "entropy:0.3",
+        "margin:0.5", "agreement:0.8", "patience:2", "flops:25e6", "deadline:0.002",
+        "temperature(1.3,1.2,1;max-probability:0.9)", "ensemble(max-probability:0.9)", "ensemble(1,1,2;margin:0.4)",
+        "and(patience:1;max-probability:0.6)", "or(and(always;never);not(entropy:0.1);margin:0.2)",
+        "max-probability-per-class:2:0.5,0.6", "gate:1,2,3,4,5;0.5"}) {
+    EXPECT_NO_THROW(parse_policy(text)) << text;
+  }
+}
+
+TEST(ParsePolicy, QuotesWhatItDoesNotUnderstand) {
+  for (const char* text :
+       {"", "max-probability", "max-probability:", "max-probability:x", "max-probability:0.9,", "max-probability:nan",
+        "entropy:1e999", "sometimes", "and(always)", "and(always;never", "not(a;b)", "temperature(1)", "gate:1,2;0.5",
+        "never:1", "always:x", "max-probability-per-class:0:1", "max-probability-per-class:2:1,2,3"}) {
+    EXPECT_THROW(parse_policy(text), Error) << text;
+  }
+  std::string deep;
+  for (int i = 0; i < 1000; ++i) deep += "not(";
+  EXPECT_THROW(parse_policy(deep + "always" + std::string(1000, ')')), Error);
+}
+
+TEST(ParsePolicy, NumbersReadBackTheSame) {
+  const std::vector<float> t{0.1f, 0.9999999f, 1.0f / 3, std::numeric_limits<float>::infinity()};
+  EXPECT_EQ(max_probability_thresholds(policy_text("max-probability", t)), t);
+  EXPECT_THROW(max_probability_thresholds("entropy:0.1"), Error);
+}
+
+}  // namespace offramp
