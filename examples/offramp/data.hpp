@@ -73,8 +73,8 @@ inline std::pair<std::vector<Index>, std::size_t> idx_header(const std::vector<s
 }
 
 inline Data read_fashion_mnist(const std::string& folder, const std::string& part) {
-  offramp::require(part == "train" || part == "test",
-                   "the part of a data set is 'train' or 'test', found '" + part + "'");
+  OFFRAMP_REQUIRE(part == "train" || part == "test",
+                  "the part of a data set is 'train' or 'test', found '" + part + "'");
   const std::string base = folder + "/" + (part == "train" ? "train" : "t10k");
   const std::string image_path = base + "-images-idx3-ubyte.gz", label_path = base + "-labels-idx1-ubyte.gz";
   const auto images = read_gz(image_path), labels = read_gz(label_path);
@@ -140,14 +140,14 @@ inline Data read_data(const std::string& spec) {
   if (!s.empty() && s.back() == ']') {
     const auto open = s.rfind('[');
     const auto colon = s.find(':', open == std::string::npos ? 0 : open);
-    offramp::require(open != std::string::npos && colon != std::string::npos,
-                     "data '" + spec + "': a range is written [a:b]");
+    OFFRAMP_REQUIRE(open != std::string::npos && colon != std::string::npos,
+                    "data '" + spec + "': a range is written [a:b]");
     const auto number = [&](std::size_t a, std::size_t b, Index fallback) {
       if (a == b) return fallback;
       Index v = 0;
       const auto [end, error] = std::from_chars(s.data() + a, s.data() + b, v);
-      offramp::require(error == std::errc() && end == s.data() + b && v >= 0,
-                       "data '" + spec + "': a range is written [a:b]");
+      OFFRAMP_REQUIRE(error == std::errc() && end == s.data() + b && v >= 0,
+                      "data '" + spec + "': a range is written [a:b]");
       return v;
     };
     from = number(open + 1, colon, 0);
@@ -165,15 +165,15 @@ inline Data read_data(const std::string& spec) {
     d = read_cifar10(rest);
   } else if (kind == "npy") {
     const auto comma = rest.find(',');
-    offramp::require(comma != std::string::npos, "data '" + spec + "': expected npy:SAMPLES.npy,LABELS.npy");
+    OFFRAMP_REQUIRE(comma != std::string::npos, "data '" + spec + "': expected npy:SAMPLES.npy,LABELS.npy");
     d = read_npy_pair(rest.substr(0, comma), rest.substr(comma + 1));
   } else {
     offramp::raise("data '" + spec +
                    "' is unknown: expected fashion-mnist:DIR[:train|test], cifar10:FILE.bin or npy:X.npy,Y.npy");
   }
   if (to < 0) to = d.count();
-  offramp::require(from < to && to <= d.count(),
-                   "data '" + spec + "': the range is outside the " + std::to_string(d.count()) + " samples");
+  OFFRAMP_REQUIRE(from < to && to <= d.count(),
+                  "data '" + spec + "': the range is outside the " + std::to_string(d.count()) + " samples");
   const auto size = d.sample_size;
   d.samples = std::vector<float>(d.samples.begin() + from * size, d.samples.begin() + to * size);
   d.labels = std::vector<Index>(d.labels.begin() + from, d.labels.begin() + to);

@@ -51,13 +51,12 @@ struct Evaluation {
 };
 
 inline void check_data(const offramp::Model& model, const Data& data) {
-  offramp::require(data.sample_size == model.sample_size(),
-                   "the network takes samples of " + std::to_string(model.sample_size()) + " numbers, the data have " +
-                       std::to_string(data.sample_size));
+  OFFRAMP_REQUIRE(data.sample_size == model.sample_size(),
+                  "the network takes samples of " + std::to_string(model.sample_size()) + " numbers, the data have " +
+                      std::to_string(data.sample_size));
   const Index largest = *std::max_element(data.labels.begin(), data.labels.end());
-  offramp::require(largest < model.class_count(), "the data have a label " + std::to_string(largest) +
-                                                      ", the network " + std::to_string(model.class_count()) +
-                                                      " classes");
+  OFFRAMP_REQUIRE(largest < model.class_count(), "the data have a label " + std::to_string(largest) + ", the network " +
+                                                     std::to_string(model.class_count()) + " classes");
 }
 
 /// Each of `threads` threads has its own session and takes batches in turn; early and full runs alternate, and so does

@@ -38,7 +38,7 @@ struct Common {
       for (const offramp::Isa i : offramp::available_isas()) {
         if (offramp::name_of(i) == isa) o.isa = i, found = true;
       }
-      offramp::require(found, "instruction set '" + isa + "' is not available here");
+      OFFRAMP_REQUIRE(found, "instruction set '" + isa + "' is not available here");
     }
     return o;
   }
@@ -46,7 +46,7 @@ struct Common {
 };
 
 void require_exits(const Model& m) {
-  offramp::require(m.has_plan(), m.why_not());
+  OFFRAMP_REQUIRE(m.has_plan(), m.why_not());
   m.make_state(1);  // raises the reason where the outputs are no exits
 }
 
@@ -154,9 +154,9 @@ int run(const Common& c, const std::vector<std::string>& inputs, const std::stri
     else
       offramp::raise("input '" + p.name + "' is not given: use --input " + p.name + "=FILE.npy");
   }
-  offramp::require(given.size() + unnamed.size() == m.inputs().size(),
-                   "the network takes " + std::to_string(m.inputs().size()) + " inputs, " +
-                       std::to_string(given.size() + unnamed.size()) + " were given");
+  OFFRAMP_REQUIRE(given.size() + unnamed.size() == m.inputs().size(),
+                  "the network takes " + std::to_string(m.inputs().size()) + " inputs, " +
+                      std::to_string(given.size() + unnamed.size()) + " were given");
   const auto out = m.run(in);
   std::filesystem::create_directories(folder);
   json j = json::array();
@@ -216,7 +216,7 @@ int calibrate(const Common& c, const std::string& spec, std::optional<double> dr
               const std::string& output, bool use_labels) {
   const Model m = c.load();
   require_exits(m);
-  offramp::require(m.exit_count() > 1, "the network has no early exit to calibrate");
+  OFFRAMP_REQUIRE(m.exit_count() > 1, "the network has no early exit to calibrate");
   const Data data = read_data(spec);
   check_data(m, data);
   Progress progress("recording", data.count());

@@ -67,8 +67,8 @@ inline offramp::Tensor read_npy(const std::string& path) {
 inline void write_npy(const std::string& path, const offramp::Tensor& t) {
   std::string type;
   for (const auto& [name, d] : npy_types) type = d == t.type() ? name : type;
-  offramp::require(!type.empty(),
-                   "elements of type " + std::string(offramp::name_of(t.type())) + " cannot be written as .npy");
+  OFFRAMP_REQUIRE(!type.empty(),
+                  "elements of type " + std::string(offramp::name_of(t.type())) + " cannot be written as .npy");
   std::string shape;
   for (int i = 0; i < t.shape().rank(); ++i)
     shape += std::to_string(t.shape()[i]) + (t.shape().rank() == 1 || i + 1 < t.shape().rank() ? "," : "");

@@ -39,13 +39,14 @@ template <EarlyExitNetwork N, ExitPolicy P, class Progress>
 ExitRecords record_exits(const N& network, const P& policy, std::span<const float> samples,
                          std::span<const Index> labels, Progress&& progress) {
   const Index size = network.sample_size(), classes = network.class_count(), exits = network.exit_count();
-  require(size > 0 && !samples.empty() && static_cast<Index>(samples.size()) % size == 0,
-          "the data do not hold whole samples of " + std::to_string(size) + " numbers");
+  OFFRAMP_REQUIRE(size > 0 && !samples.empty() && static_cast<Index>(samples.size()) % size == 0,
+                  "the data do not hold whole samples of " + std::to_string(size) + " numbers");
   ExitRecords r;
   r.samples = static_cast<Index>(samples.size()) / size;
   r.exits = exits;
-  require(labels.empty() || static_cast<Index>(labels.size()) == r.samples,
-          "there are " + std::to_string(labels.size()) + " labels for " + std::to_string(r.samples) + " samples");
+  OFFRAMP_REQUIRE(
+      labels.empty() || static_cast<Index>(labels.size()) == r.samples,
+      "there are " + std::to_string(labels.size()) + " labels for " + std::to_string(r.samples) + " samples");
   r.confidence.assign(static_cast<std::size_t>(r.samples * exits), 0.0f);
   r.right.assign(static_cast<std::size_t>(r.samples * exits), 0);
   Cost full;
@@ -66,8 +67,8 @@ ExitRecords record_exits(const N& network, const P& policy, std::span<const floa
     Cost spent;
     for (Index k = 0; k < exits; ++k) {
       const bool last = k + 1 == exits;
-      require(network.run_stage(state, k) && (last || network.run_head(state, k)),
-              "an index in the data is out of range");
+      OFFRAMP_REQUIRE(network.run_stage(state, k) && (last || network.run_head(state, k)),
+                      "an index in the data is out of range");
       evaluated[static_cast<std::size_t>(k)] = 1;
       spent += r.stages[static_cast<std::size_t>(k)] + (last ? Cost{} : r.heads[static_cast<std::size_t>(k)]);
       const float* logits = network.logits(state, k);
@@ -150,9 +151,9 @@ struct Calibration {
 
 /// Chooses the thresholds. Raises an Error where no setting reaches the target.
 inline Calibration calibrate_thresholds(const ExitRecords& r, const CalibrationTarget& target) {
-  require(target.max_accuracy_drop.has_value() != target.flops_budget.has_value(),
-          "calibration needs either a largest accuracy drop or a FLOP budget");
-  require(r.samples > 0, "there are no data to calibrate on");
+  OFFRAMP_REQUIRE(target.max_accuracy_drop.has_value() != target.flops_budget.has_value(),
+                  "calibration needs either a largest accuracy drop or a FLOP budget");
+  OFFRAMP_REQUIRE(r.samples > 0, "there are no data to calibrate on");
   const auto early = static_cast<std::size_t>(r.exits - 1);
   const float off = std::numeric_limits<float>::infinity();
   // Candidates: quantiles of the confidence at each exit, and off.
@@ -214,9 +215,10 @@ inline Calibration calibrate_thresholds(const ExitRecords& r, const CalibrationT
       if (!moved) break;
     }
   }
-  require(found, "no thresholds reach the target: the cheapest way through the network takes " +
-                     std::to_string(static_cast<Index>(r.stages.empty() ? 0 : (r.stages[0] + r.heads[0]).flops)) +
-                     " FLOPs a sample");
+  OFFRAMP_REQUIRE(found,
+                  "no thresholds reach the target: the cheapest way through the network takes " +
+                      std::to_string(static_cast<Index>(r.stages.empty() ? 0 : (r.stages[0] + r.heads[0]).flops)) +
+                      " FLOPs a sample");
   // Last steps on the grid while they help.
   for (bool moved = true; moved;) {
     moved = false;

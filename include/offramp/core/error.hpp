@@ -64,10 +64,11 @@ class Error : public std::runtime_error {
   raise(Error(std::move(detail)));
 }
 
-/// Raises an Error with `detail` unless `ok`.
-template <class Detail>
-void require(bool ok, Detail&& detail) {
-  if (!ok) raise(std::string(std::forward<Detail>(detail)));
-}
-
 }  // namespace offramp
+
+/// Raises an Error with a message unless `ok`. A macro, so that the message is put together only where it is needed.
+#define OFFRAMP_REQUIRE(ok, ...)                  \
+  do {                                            \
+    if (!(ok)) [[unlikely]]                       \
+      ::offramp::raise(std::string(__VA_ARGS__)); \
+  } while (false)

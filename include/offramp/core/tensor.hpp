@@ -56,8 +56,8 @@ class Tensor {
   template <class T>
   static Tensor of(const Shape& shape, std::span<const T> values) {
     Tensor t(dtype_of<T>, shape);
-    require(static_cast<Index>(values.size()) == t.count(),
-            "shape " + shape.text() + " does not hold " + std::to_string(values.size()) + " values");
+    OFFRAMP_REQUIRE(static_cast<Index>(values.size()) == t.count(),
+                    "shape " + shape.text() + " does not hold " + std::to_string(values.size()) + " values");
     if (!values.empty()) std::memcpy(t.mutable_data(), values.data(), values.size_bytes());
     return t;
   }
@@ -72,8 +72,8 @@ class Tensor {
 
   template <class T>
   std::span<const T> values() const {
-    require(dtype_of<T> == type_,
-            "expected a tensor of " + std::string(name_of(dtype_of<T>)) + ", found " + std::string(name_of(type_)));
+    OFFRAMP_REQUIRE(dtype_of<T> == type_, "expected a tensor of " + std::string(name_of(dtype_of<T>)) + ", found " +
+                                              std::string(name_of(type_)));
     return {reinterpret_cast<const T*>(data_.get()), static_cast<std::size_t>(count())};
   }
 
@@ -82,7 +82,7 @@ class Tensor {
 
   /// The same elements under another shape of the same count.
   Tensor reshaped(const Shape& shape) const {
-    require(shape.checked_count() == count(), "cannot reshape " + shape_.text() + " to " + shape.text());
+    OFFRAMP_REQUIRE(shape.checked_count() == count(), "cannot reshape " + shape_.text() + " to " + shape.text());
     Tensor t = *this;
     t.shape_ = shape;
     return t;

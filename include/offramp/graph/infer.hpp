@@ -54,8 +54,8 @@ namespace detail {
 
 inline void check_size(const TensorView& x, Index limit) {
   const Index bytes = checked_product(x.shape.checked_count(), static_cast<Index>(size_of(x.type)));
-  require(bytes <= limit,
-          "a tensor of shape " + x.shape.text() + " is above the limit of " + std::to_string(limit) + " bytes");
+  OFFRAMP_REQUIRE(bytes <= limit,
+                  "a tensor of shape " + x.shape.text() + " is above the limit of " + std::to_string(limit) + " bytes");
 }
 
 /// Runs a prepared operation on known inputs into fresh tensors.
@@ -68,9 +68,10 @@ inline std::vector<Tensor> run_known(const Operation& op, const Node& node, std:
     if (i == 0) out[0].data = results[0].mutable_data();
   }
   const std::size_t scratch = op.scratch_bytes(in, out);
-  require(scratch <= static_cast<std::size_t>(context.limits.memory_bytes), "scratch memory is above the limit");
+  OFFRAMP_REQUIRE(scratch <= static_cast<std::size_t>(context.limits.memory_bytes),
+                  "scratch memory is above the limit");
   const auto memory = allocate_aligned(scratch);
-  require(op.forward({in, out, memory.get(), context.kernels}), "an index in the data is out of range");
+  OFFRAMP_REQUIRE(op.forward({in, out, memory.get(), context.kernels}), "an index in the data is out of range");
   return results;
 }
 
@@ -105,12 +106,13 @@ inline Inference infer(const Graph& graph, std::span<const TensorView> inputs, c
       bool known = true;
       std::vector<Tensor> results;
       if (node.op == "If") {
-        require(!in.empty() && in[0].type == DType::boolean && in[0].count() == 1, "the condition must be one bool");
-        require(in[0].data != nullptr, "the condition depends on the input");
-        require(depth < context.limits.subgraph_depth, "subgraphs are nested too deeply");
+        OFFRAMP_REQUIRE(!in.empty() && in[0].type == DType::boolean && in[0].count() == 1,
+                        "the condition must be one bool");
+        OFFRAMP_REQUIRE(in[0].data != nullptr, "the condition depends on the input");
+        OFFRAMP_REQUIRE(depth < context.limits.subgraph_depth, "subgraphs are nested too deeply");
         const auto* branch = node.get<std::shared_ptr<Graph>>(*in[0].as<bool>() ? "then_branch" : "else_branch");
-        require(branch && *branch && (*branch)->outputs.size() == node.outputs.size(),
-                "a branch is missing or has the wrong number of outputs");
+        OFFRAMP_REQUIRE(branch && *branch && (*branch)->outputs.size() == node.outputs.size(),
+                        "a branch is missing or has the wrong number of outputs");
         std::vector<TensorView> outer;
         for (const auto& [from, to] : (*branch)->captures) outer.push_back(view(from));
         Inference inner = infer(**branch, {}, context, prepare, known_bytes, outer, depth + 1);
@@ -134,8 +136,9 @@ inline Inference infer(const Graph& graph, std::span<const TensorView> inputs, c
         for (std::size_t i = 0; i < in.size(); ++i)
           known = known && (in[i].data || in[i].type == DType::none || op->use(i) == InputUse::shape);
         for (std::size_t i = 0; i < in.size(); ++i) {
-          require(op->use(i) != InputUse::parameter || in[i].data || in[i].type == DType::none || in[i].count() == 0,
-                  "input " + std::to_string(i) + " must be known before the network runs");
+          OFFRAMP_REQUIRE(
+              op->use(i) != InputUse::parameter || in[i].data || in[i].type == DType::none || in[i].count() == 0,
+              "input " + std::to_string(i) + " must be known before the network runs");
         }
         known = known && total <= known_bytes;
         if (known || prepare == Prepare::all) op->prepare(in, context.kernels);
@@ -161,8 +164,8 @@ inline Inference infer(const Graph& graph, std::span<const TensorView> inputs, c
 /// allocates.
 inline std::vector<Tensor> evaluate(const Graph& graph, std::span<const Tensor> inputs, const GraphContext& context,
                                     std::span<const Tensor> captured, int depth) {
-  require(inputs.size() == graph.inputs.size(),
-          "expected " + std::to_string(graph.inputs.size()) + " inputs, found " + std::to_string(inputs.size()));
+  OFFRAMP_REQUIRE(inputs.size() == graph.inputs.size(), "expected " + std::to_string(graph.inputs.size()) +
+                                                            " inputs, found " + std::to_string(inputs.size()));
   std::vector<TensorView> in, outer;
   for (const Tensor& t : inputs) in.push_back(t.view());
   for (const Tensor& t : captured) outer.push_back(t.view());
@@ -176,7 +179,7 @@ inline std::vector<Tensor> evaluate(const Graph& graph, std::span<const Tensor> 
       results.push_back(graph[v].constant);
     } else {
       const auto i = std::find(graph.inputs.begin(), graph.inputs.end(), v);
-      require(i != graph.inputs.end(), "output '" + graph[v].name + "' is not computed");
+      OFFRAMP_REQUIRE(i != graph.inputs.end(), "output '" + graph[v].name + "' is not computed");
       results.push_back(inputs[static_cast<std::size_t>(i - graph.inputs.begin())]);
     }
   }

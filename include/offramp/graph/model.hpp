@@ -219,16 +219,16 @@ inline std::vector<TensorView> Model::probe(const Data& d, const Graph& g, Index
     std::vector<Index> sizes = v.sizes;
     if (i == 0 && !d.options.shape.empty()) {
       sizes = d.options.shape;
-      require(!v.has_shape || sizes.size() == v.sizes.size(),
-              "input '" + v.name + "' has " + std::to_string(v.sizes.size()) + " axes, the given shape " +
-                  std::to_string(sizes.size()));
+      OFFRAMP_REQUIRE(!v.has_shape || sizes.size() == v.sizes.size(),
+                      "input '" + v.name + "' has " + std::to_string(v.sizes.size()) + " axes, the given shape " +
+                          std::to_string(sizes.size()));
       for (std::size_t a = 1; v.has_shape && a < sizes.size(); ++a) {
-        require(v.sizes[a] == dynamic || v.sizes[a] == sizes[a],
-                "axis " + std::to_string(a) + " of input '" + v.name + "' is " + std::to_string(v.sizes[a]) +
-                    ", the given shape has " + std::to_string(sizes[a]));
+        OFFRAMP_REQUIRE(v.sizes[a] == dynamic || v.sizes[a] == sizes[a],
+                        "axis " + std::to_string(a) + " of input '" + v.name + "' is " + std::to_string(v.sizes[a]) +
+                            ", the given shape has " + std::to_string(sizes[a]));
       }
     } else {
-      require(v.has_shape, "input '" + v.name + "' has no declared shape: give one");
+      OFFRAMP_REQUIRE(v.has_shape, "input '" + v.name + "' has no declared shape: give one");
     }
     // The batch is axis 0 where the file leaves it open; a lone input that was exported with a batch of 1 takes any.
     const bool has_batch = !sizes.empty() && v.has_shape && !v.sizes.empty()
@@ -236,8 +236,9 @@ inline std::vector<TensorView> Model::probe(const Data& d, const Graph& g, Index
                                : !v.has_shape;
     for (std::size_t a = 0; a < sizes.size(); ++a) {
       const Index size = a == 0 && has_batch ? n : sizes[a];
-      require(size != dynamic, "axis " + std::to_string(a) + " of input '" + v.name + "' is open: give a shape");
-      require(size >= 0, "input '" + v.name + "' has a negative size");
+      OFFRAMP_REQUIRE(size != dynamic,
+                      "axis " + std::to_string(a) + " of input '" + v.name + "' is open: give a shape");
+      OFFRAMP_REQUIRE(size >= 0, "input '" + v.name + "' has a negative size");
       x.shape.push_back(size);
     }
     detail::check_size(x, d.options.limits.tensor_bytes);
@@ -279,9 +280,9 @@ inline std::shared_ptr<const Model::Data> Model::build(Graph graph, const ModelO
 inline void Model::plan(Data& d) {
   const GraphContext context{d.options.operators, kernel::kernels_for(d.options.isa), d.options.limits};
   const Graph& source = d.source;
-  require(!source.inputs.empty(), "the network has no input");
+  OFFRAMP_REQUIRE(!source.inputs.empty(), "the network has no input");
   for (const ValueId v : source.inputs)
-    require(size_of(source[v].type) > 0, "input '" + source[v].name + "' has a type the library does not hold");
+    OFFRAMP_REQUIRE(size_of(source[v].type) > 0, "input '" + source[v].name + "' has a type the library does not hold");
 
   // Three probes tell how sizes grow with the batch; one sample at a time, they are all the same.
   const Index declared = source[source.inputs[0]].sizes.empty() ? 1 : source[source.inputs[0]].sizes[0];
@@ -337,7 +338,7 @@ inline void Model::plan(Data& d) {
       regular = each >= 0 && (d.single || z.shape[i] == info.sizes[static_cast<std::size_t>(i)].at(5)) &&
                 info.sizes[static_cast<std::size_t>(i)].at(1) >= 0;
     }
-    require(regular, "the size of '" + g.values[v].name + "' does not grow evenly with the batch");
+    OFFRAMP_REQUIRE(regular, "the size of '" + g.values[v].name + "' does not grow evenly with the batch");
     if (!g.values[v].constant.empty()) info.constant = g.values[v].constant.data();
   }
 
@@ -355,7 +356,7 @@ inline void Model::plan(Data& d) {
   for (std::size_t i = 0; i < nodes.size(); ++i) {
     Step s;
     s.op = std::move(a.operations[i]);
-    require(s.op != nullptr, "an `If` depends on the input");
+    OFFRAMP_REQUIRE(s.op != nullptr, "an `If` depends on the input");
     s.in = nodes[i].inputs;
     s.out = nodes[i].outputs;
     if (s.out.empty()) s.out.push_back(no_value);
@@ -412,9 +413,10 @@ inline void Model::plan(Data& d) {
   arrange(d);
   assign_storage(d);
   const Memory memory = plan_memory(d, 1);
-  require(memory.total <= d.options.limits.memory_bytes, "the network needs " + std::to_string(memory.total) +
-                                                             " bytes of working memory for one sample, the limit is " +
-                                                             std::to_string(d.options.limits.memory_bytes));
+  OFFRAMP_REQUIRE(memory.total <= d.options.limits.memory_bytes,
+                  "the network needs " + std::to_string(memory.total) +
+                      " bytes of working memory for one sample, the limit is " +
+                      std::to_string(d.options.limits.memory_bytes));
 }
 
 // Finds the exits, cuts the steps into stages and heads, and puts them in that order.
@@ -602,8 +604,8 @@ inline void Model::assign_storage(Data& d) {
         const ValueInfo& x = info(v);
         bool rows = x.rank > 0 && x.sizes[0].fixed == 0 && x.sizes[0].each > 0;
         for (std::size_t a = 1; rows && a < static_cast<std::size_t>(x.rank); ++a) rows = x.sizes[a].each == 0;
-        require(rows || d.single,
-                "'" + d.prepared[v].name + "' mixes samples and is needed behind exit " + std::to_string(k));
+        OFFRAMP_REQUIRE(rows || d.single,
+                        "'" + d.prepared[v].name + "' mixes samples and is needed behind exit " + std::to_string(k));
       }
       crossing.push_back(static_cast<int>(i));
     }
@@ -619,8 +621,8 @@ inline Model::Memory Model::plan_memory(const Data& d, Index n) {
     for (const ValueId v : d.storages[i].values) {
       const ValueInfo& x = d.values[static_cast<std::size_t>(v)];
       const Index bytes = checked_product(x.at(n).checked_count(), static_cast<Index>(size_of(x.type)));
-      require(bytes <= d.options.limits.memory_bytes,
-              "a batch of " + std::to_string(n) + " needs more memory than the limit");
+      OFFRAMP_REQUIRE(bytes <= d.options.limits.memory_bytes,
+                      "a batch of " + std::to_string(n) + " needs more memory than the limit");
       sizes[i] = std::max(sizes[i], (bytes + 63) / 64 * 64);
     }
   }
@@ -671,15 +673,15 @@ inline Model::Memory Model::plan_memory(const Data& d, Index n) {
 
 inline Model::State Model::make_state(Index capacity) const {
   const Data& d = *d_;
-  require(has_plan(), why_not());
-  require(capacity > 0, "a session needs room for at least one sample");
-  require(!d.exits.empty(), d.why_no_exits);
+  OFFRAMP_REQUIRE(has_plan(), why_not());
+  OFFRAMP_REQUIRE(capacity > 0, "a session needs room for at least one sample");
+  OFFRAMP_REQUIRE(!d.exits.empty(), d.why_no_exits);
   State s;
   s.capacity_ = d.single ? 1 : capacity;
   s.plan_ = plan_memory(d, s.capacity_);
-  require(s.plan_.total <= d.options.limits.memory_bytes, "a batch of " + std::to_string(capacity) + " needs " +
-                                                              std::to_string(s.plan_.total) + " bytes, the limit is " +
-                                                              std::to_string(d.options.limits.memory_bytes));
+  OFFRAMP_REQUIRE(s.plan_.total <= d.options.limits.memory_bytes,
+                  "a batch of " + std::to_string(capacity) + " needs " + std::to_string(s.plan_.total) +
+                      " bytes, the limit is " + std::to_string(d.options.limits.memory_bytes));
   s.memory_ = allocate_aligned(static_cast<std::size_t>(s.plan_.total));
   s.views_.resize(d.view_count);
   s.counts_.assign(d.steps.size(), 0);
@@ -758,12 +760,12 @@ inline void Model::compact(State& s, Index k, std::span<const Index> kept) const
 
 inline std::vector<Tensor> Model::run(std::span<const Tensor> inputs) const {
   const Data& d = *d_;
-  require(inputs.size() == d.inputs.size(),
-          "expected " + std::to_string(d.inputs.size()) + " inputs, found " + std::to_string(inputs.size()));
+  OFFRAMP_REQUIRE(inputs.size() == d.inputs.size(),
+                  "expected " + std::to_string(d.inputs.size()) + " inputs, found " + std::to_string(inputs.size()));
   for (std::size_t i = 0; i < inputs.size(); ++i) {
     const PortInfo& p = d.inputs[i];
-    require(inputs[i].type() == p.type, "input '" + p.name + "': expected " + std::string(name_of(p.type)) +
-                                            ", found " + std::string(name_of(inputs[i].type())));
+    OFFRAMP_REQUIRE(inputs[i].type() == p.type, "input '" + p.name + "': expected " + std::string(name_of(p.type)) +
+                                                    ", found " + std::string(name_of(inputs[i].type())));
   }
   if (!has_plan()) return run_graph(inputs);
   const auto input_shape = [&](std::size_t i, Index n) {
@@ -784,22 +786,22 @@ inline std::vector<Tensor> Model::run(std::span<const Tensor> inputs) const {
   for (const ValueId v : d.output_values)
     split =
         split && d.values[static_cast<std::size_t>(v)].rank > 0 && d.values[static_cast<std::size_t>(v)].at(1)[0] == 1;
-  require(n > 0 || !split, "the batch is empty");
+  OFFRAMP_REQUIRE(n > 0 || !split, "the batch is empty");
   const Index runs = split ? n : 1;
   for (std::size_t i = 0; i < inputs.size(); ++i) {
     Shape expected = input_shape(i, d.single ? 1 : n);
     if (split) expected[0] = n;
-    require(inputs[i].shape() == expected, "input '" + d.inputs[i].name + "': expected shape " + expected.text() +
-                                               ", found " + inputs[i].shape().text());
+    OFFRAMP_REQUIRE(inputs[i].shape() == expected, "input '" + d.inputs[i].name + "': expected shape " +
+                                                       expected.text() + ", found " + inputs[i].shape().text());
   }
   const Index each = d.single ? 1 : n;
-  require(each > 0, "the batch is empty");
+  OFFRAMP_REQUIRE(each > 0, "the batch is empty");
   State s;
   s.capacity_ = each;
   s.plan_ = plan_memory(d, each);
-  require(s.plan_.total <= d.options.limits.memory_bytes, "a batch of " + std::to_string(each) + " needs " +
-                                                              std::to_string(s.plan_.total) + " bytes, the limit is " +
-                                                              std::to_string(d.options.limits.memory_bytes));
+  OFFRAMP_REQUIRE(s.plan_.total <= d.options.limits.memory_bytes,
+                  "a batch of " + std::to_string(each) + " needs " + std::to_string(s.plan_.total) +
+                      " bytes, the limit is " + std::to_string(d.options.limits.memory_bytes));
   s.memory_ = allocate_aligned(static_cast<std::size_t>(s.plan_.total));
   s.views_.resize(d.view_count);
   s.counts_.assign(d.steps.size(), 0);
@@ -819,7 +821,7 @@ inline std::vector<Tensor> Model::run(std::span<const Tensor> inputs) const {
         std::memcpy(s.memory_.get() + s.plan_.offsets[static_cast<std::size_t>(info.storage)],
                     static_cast<const std::byte*>(inputs[i].data()) + static_cast<std::size_t>(r) * bytes, bytes);
     }
-    require(run_segment(s, {0, d.steps.size()}), "an index in the data is out of range");
+    OFFRAMP_REQUIRE(run_segment(s, {0, d.steps.size()}), "an index in the data is out of range");
     for (std::size_t i = 0; i < results.size(); ++i) {
       const ValueInfo& info = d.values[static_cast<std::size_t>(d.output_values[i])];
       const std::size_t bytes = results[i].bytes() / static_cast<std::size_t>(runs);

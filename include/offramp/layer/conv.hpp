@@ -32,16 +32,17 @@ class ConvPlan {
         group_(group),
         tail_(tail),
         has_bias_(bias) {
-    require(group > 0 && in_channels % group == 0 && out_channels % group == 0,
-            "channels " + std::to_string(in_channels) + " and " + std::to_string(out_channels) +
-                " are not divisible into " + std::to_string(group) + " groups");
+    OFFRAMP_REQUIRE(group > 0 && in_channels % group == 0 && out_channels % group == 0,
+                    "channels " + std::to_string(in_channels) + " and " + std::to_string(out_channels) +
+                        " are not divisible into " + std::to_string(group) + " groups");
     const Index taps = w_.taps(), in_group = in_channels / group, out_group = out_channels / group;
     const auto padded = w_.padded();
     const Index largest = std::numeric_limits<std::int32_t>::max() / 2;
-    require(checked_product(checked_product(checked_product(padded[0], padded[1]), padded[2]), in_channels) < largest,
-            "the input of a convolution is larger than 2^30 elements a sample");
-    require(checked_product(w_.out_count(), taps) < largest / 4,
-            "the windows of a convolution have more than 2^28 elements");
+    OFFRAMP_REQUIRE(
+        checked_product(checked_product(checked_product(padded[0], padded[1]), padded[2]), in_channels) < largest,
+        "the input of a convolution is larger than 2^30 elements a sample");
+    OFFRAMP_REQUIRE(checked_product(w_.out_count(), taps) < largest / 4,
+                    "the windows of a convolution have more than 2^28 elements");
     if (group == in_channels && group == out_channels && w_.in[0] == 1 && w_.kernel[0] == 1 && w_.begin[0] == 0) {
       kind_ = Kind::depthwise;
       weights_ = Tensor(DType::f32, {taps, out_channels});
@@ -232,25 +233,26 @@ class ConvOperation final : public Operation {
     require_rank(x, 3, 5, "input");
     require_rank(w, x.shape.rank(), x.shape.rank(), "weights");
     const Index channels = channels_of(x.shape, channels_last_);
-    require(
+    OFFRAMP_REQUIRE(
         group_ > 0 && w.shape[1] == channels / group_ && channels % group_ == 0 && w.shape[0] % group_ == 0,
         "weights " + w.shape.text() + " in " + std::to_string(group_) + " groups do not fit input " + x.shape.text());
     if (const TensorView* b = optional_input(in, 2)) {
-      require(b->type == DType::f32 && b->count() == w.shape[0],
-              "expected a bias of " + std::to_string(w.shape[0]) + " float32 elements, found shape " + b->shape.text());
+      OFFRAMP_REQUIRE(
+          b->type == DType::f32 && b->count() == w.shape[0],
+          "expected a bias of " + std::to_string(w.shape[0]) + " float32 elements, found shape " + b->shape.text());
     }
     const Window window = window_.resolve(x.shape, w.shape, channels_last_);
     const Shape shape = window.output(x.shape, w.shape[0], channels_last_);
     if (const TensorView* r = optional_input(in, 3)) {
-      require(r->type == DType::f32 && r->shape == shape,
-              "residual " + r->shape.text() + " is not of shape " + shape.text());
+      OFFRAMP_REQUIRE(r->type == DType::f32 && r->shape == shape,
+                      "residual " + r->shape.text() + " is not of shape " + shape.text());
     }
     set_output(out[0], DType::f32, shape);
   }
   void prepare(std::span<const TensorView> in, const kernel::Kernels& kernels) override {
     const TensorView &x = in[0], &w = in[1];
     const TensorView* b = optional_input(in, 2);
-    require(w.data && (!b || b->data), "weights must be known before the network runs");
+    OFFRAMP_REQUIRE(w.data && (!b || b->data), "weights must be known before the network runs");
     plan_ = ConvPlan(window_.resolve(x.shape, w.shape, channels_last_), channels_of(x.shape, channels_last_),
                      w.shape[0], group_, w.f32(), b ? b->f32() : nullptr, tail_, kernels);
   }
@@ -322,13 +324,13 @@ class ConvTransposeOperation final : public Operation {
     const TensorView &x = float_input(in, 0), &w = float_input(in, 1);
     require_rank(x, 3, 5, "input");
     require_rank(w, x.shape.rank(), x.shape.rank(), "weights");
-    require(
+    OFFRAMP_REQUIRE(
         group_ > 0 && w.shape[0] == x.shape[1] && w.shape[0] % group_ == 0,
         "weights " + w.shape.text() + " in " + std::to_string(group_) + " groups do not fit input " + x.shape.text());
     if (const TensorView* b = optional_input(in, 2)) {
-      require(b->type == DType::f32 && b->count() == w.shape[1] * group_,
-              "expected a bias of " + std::to_string(w.shape[1] * group_) + " float32 elements, found shape " +
-                  b->shape.text());
+      OFFRAMP_REQUIRE(b->type == DType::f32 && b->count() == w.shape[1] * group_,
+                      "expected a bias of " + std::to_string(w.shape[1] * group_) + " float32 elements, found shape " +
+                          b->shape.text());
     }
     const Window window = window_.resolve_transposed(x.shape, w.shape, output_padding_, output_shape_);
     set_output(out[0], DType::f32, window.output(x.shape, w.shape[1] * group_, false));
@@ -336,7 +338,7 @@ class ConvTransposeOperation final : public Operation {
   void prepare(std::span<const TensorView> in, const kernel::Kernels& kernels) override {
     const TensorView &x = in[0], &w = in[1];
     const TensorView* b = optional_input(in, 2);
-    require(w.data && (!b || b->data), "weights must be known before the network runs");
+    OFFRAMP_REQUIRE(w.data && (!b || b->data), "weights must be known before the network runs");
     plan_ = window_.resolve_transposed(x.shape, w.shape, output_padding_, output_shape_);
     const Index k = w.shape[0] / group_, n = w.shape[1] * plan_.taps();
     packed_ = kernel::packed_size(k, n);

@@ -84,14 +84,15 @@ class GemmOperation final : public Operation {
     require_rank(a, 2, 2, "A");
     require_rank(b, 2, 2, "B");
     const Index m = a.shape[trans_a_ ? 1 : 0], k = a.shape[trans_a_ ? 0 : 1], n = b.shape[trans_b_ ? 0 : 1];
-    require(b.shape[trans_b_ ? 1 : 0] == k, "A " + a.shape.text() + " and B " + b.shape.text() + " do not fit");
+    OFFRAMP_REQUIRE(b.shape[trans_b_ ? 1 : 0] == k, "A " + a.shape.text() + " and B " + b.shape.text() + " do not fit");
     const Shape shape{m, n};
     if (optional_input(in, 2)) {
-      require(broadcast_shape(shape, float_input(in, 2).shape) == shape,
-              "C " + in[2].shape.text() + " does not broadcast to " + shape.text());
+      OFFRAMP_REQUIRE(broadcast_shape(shape, float_input(in, 2).shape) == shape,
+                      "C " + in[2].shape.text() + " does not broadcast to " + shape.text());
     }
     if (optional_input(in, 3)) {
-      require(float_input(in, 3).shape == shape, "residual " + in[3].shape.text() + " is not of shape " + shape.text());
+      OFFRAMP_REQUIRE(float_input(in, 3).shape == shape,
+                      "residual " + in[3].shape.text() + " is not of shape " + shape.text());
     }
     set_output(out[0], DType::f32, shape);
   }
@@ -170,23 +171,23 @@ class MatMulOperation final : public Operation {
   InputUse use(std::size_t i) const noexcept override { return i == 2 ? InputUse::parameter : InputUse::data; }
   void infer(std::span<const TensorView> in, std::span<TensorView> out) const override {
     const TensorView &a = float_input(in, 0), &b = float_input(in, 1);
-    require(a.shape.rank() > 0 && b.shape.rank() > 0, "operands must have axes");
+    OFFRAMP_REQUIRE(a.shape.rank() > 0 && b.shape.rank() > 0, "operands must have axes");
     const Layout l(a.shape, b.shape);
-    require(l.k == l.k_right, "operands " + a.shape.text() + " and " + b.shape.text() + " do not fit");
+    OFFRAMP_REQUIRE(l.k == l.k_right, "operands " + a.shape.text() + " and " + b.shape.text() + " do not fit");
     Shape s = broadcast_shape(l.batch_a, l.batch_b);
     if (a.shape.rank() > 1) s.push_back(l.m);
     if (b.shape.rank() > 1) s.push_back(l.n);
     if (optional_input(in, 2))
-      require(float_input(in, 2).count() == l.n, "bias " + in[2].shape.text() + " does not fit " + s.text());
+      OFFRAMP_REQUIRE(float_input(in, 2).count() == l.n, "bias " + in[2].shape.text() + " does not fit " + s.text());
     if (optional_input(in, 3))
-      require(float_input(in, 3).shape == s, "residual " + in[3].shape.text() + " is not of shape " + s.text());
+      OFFRAMP_REQUIRE(float_input(in, 3).shape == s, "residual " + in[3].shape.text() + " is not of shape " + s.text());
     set_output(out[0], DType::f32, s);
   }
   void prepare(std::span<const TensorView> in, const kernel::Kernels&) override {
     const TensorView& b = in[1];
     const TensorView* bias = optional_input(in, 2);
     if (!b.data || b.shape.rank() > 2) {
-      require(!bias, "a bias was fused into a product of two activations");
+      OFFRAMP_REQUIRE(!bias, "a bias was fused into a product of two activations");
       return;
     }
     const Index k = b.shape[0], n = b.shape.rank() == 2 ? b.shape[1] : 1;

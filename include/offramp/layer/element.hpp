@@ -171,7 +171,7 @@ inline Shape broadcast_shape(const Shape& a, const Shape& b) {
   for (int i = 0; i < rank; ++i) {
     const int ia = i - (rank - a.rank()), ib = i - (rank - b.rank());
     const Index x = ia < 0 ? 1 : a[ia], y = ib < 0 ? 1 : b[ib];
-    require(x == y || x == 1 || y == 1, "shapes " + a.text() + " and " + b.text() + " do not broadcast");
+    OFFRAMP_REQUIRE(x == y || x == 1 || y == 1, "shapes " + a.text() + " and " + b.text() + " do not broadcast");
     s.push_back(x == 1 ? y : x);
   }
   return s;

@@ -102,13 +102,14 @@ class UnaryOperation final : public Operation {
       alpha_ = node.real("bias", alpha_);
       beta_ = node.real("lambd", beta_);
     }
-    require(node.op != "Gelu" || node.text("approximate", "none") == "none", "approximate Gelu is not supported");
+    OFFRAMP_REQUIRE(node.op != "Gelu" || node.text("approximate", "none") == "none",
+                    "approximate Gelu is not supported");
   }
 
   void infer(std::span<const TensorView> in, std::span<TensorView> out) const override {
     const TensorView& x = required_input(in, 0);
-    require(is_float(x.type) || (f_.integer && x.type != DType::boolean),
-            "cannot take " + std::string(name_of(x.type)));
+    OFFRAMP_REQUIRE(is_float(x.type) || (f_.integer && x.type != DType::boolean),
+                    "cannot take " + std::string(name_of(x.type)));
     set_output(out[0], x.type, x.shape);
   }
   Cost cost(std::span<const TensorView> in, std::span<const TensorView>) const noexcept override {
@@ -273,12 +274,13 @@ inline void binary_forward(const BinaryFunction& f, const TensorView& a, const T
 /// Raises an Error unless `f` takes the types; returns the result's type.
 inline DType check_binary(const BinaryFunction& f, DType a, DType b) {
   const bool mixed = f.name == "Pow";
-  require(a == b || mixed, "operands have types " + std::string(name_of(a)) + " and " + std::string(name_of(b)));
+  OFFRAMP_REQUIRE(a == b || mixed,
+                  "operands have types " + std::string(name_of(a)) + " and " + std::string(name_of(b)));
   const bool fits = a == DType::boolean                                                       ? f.truth && b == a
                     : is_float(a) || is_float(b)                                              ? f.real != nullptr
                     : a == DType::u8 || a == DType::u16 || a == DType::u32 || a == DType::u64 ? f.natural != nullptr
                                                                                               : f.integer != nullptr;
-  require(fits, "cannot take " + std::string(name_of(a)));
+  OFFRAMP_REQUIRE(fits, "cannot take " + std::string(name_of(a)));
   return f.is_test ? DType::boolean : a;
 }
 
@@ -297,8 +299,8 @@ class BinaryOperation final : public Operation {
   void infer(std::span<const TensorView> in, std::span<TensorView> out) const override {
     const TensorView &a = required_input(in, 0), &b = required_input(in, 1);
     const Shape shape = broadcast_shape(a.shape, aligned(a.shape, b.shape));
-    require(!unidirectional_ || shape == a.shape,
-            "slope " + b.shape.text() + " does not broadcast to " + a.shape.text());
+    OFFRAMP_REQUIRE(!unidirectional_ || shape == a.shape,
+                    "slope " + b.shape.text() + " does not broadcast to " + a.shape.text());
     set_output(out[0], check_binary(f_, a.type, b.type), shape);
   }
   Cost cost(std::span<const TensorView>, std::span<const TensorView> out) const noexcept override {
@@ -317,7 +319,8 @@ class BinaryOperation final : public Operation {
     if (node.op == "Mod" && node.integer("fmod", 0) != 0) return "Fmod";
     if (node.op == "BitShift") {
       const std::string direction = node.text("direction", "");
-      require(direction == "LEFT" || direction == "RIGHT", "direction '" + direction + "' is neither LEFT nor RIGHT");
+      OFFRAMP_REQUIRE(direction == "LEFT" || direction == "RIGHT",
+                      "direction '" + direction + "' is neither LEFT nor RIGHT");
       return direction == "LEFT" ? "ShiftLeft" : "ShiftRight";
     }
     return node.op;
@@ -348,7 +351,7 @@ class VariadicOperation final : public Operation {
       check_binary(f_, in[0].type, required_input(in, i).type);
       shape = broadcast_shape(shape, in[i].shape);
     }
-    require(!mean_ || is_float(in[0].type), "cannot take " + std::string(name_of(in[0].type)));
+    OFFRAMP_REQUIRE(!mean_ || is_float(in[0].type), "cannot take " + std::string(name_of(in[0].type)));
     set_output(out[0], in[0].type, shape);
   }
   Cost cost(std::span<const TensorView> in, std::span<const TensorView> out) const noexcept override {
@@ -386,8 +389,8 @@ class ClipOperation final : public Operation {
     const TensorView& x = required_input(in, 0);
     for (const std::size_t i : {1u, 2u}) {
       const TensorView* bound = optional_input(in, i);
-      require(!bound || (bound->count() == 1 && bound->type == x.type),
-              "a bound must be one element of the input's type");
+      OFFRAMP_REQUIRE(!bound || (bound->count() == 1 && bound->type == x.type),
+                      "a bound must be one element of the input's type");
     }
     set_output(out[0], x.type, x.shape);
   }
@@ -431,7 +434,8 @@ class TestOperation final : public Operation {
 
   void infer(std::span<const TensorView> in, std::span<TensorView> out) const override {
     const TensorView& x = required_input(in, 0);
-    require(op_ == "Not" ? x.type == DType::boolean : is_float(x.type), "cannot take " + std::string(name_of(x.type)));
+    OFFRAMP_REQUIRE(op_ == "Not" ? x.type == DType::boolean : is_float(x.type),
+                    "cannot take " + std::string(name_of(x.type)));
     set_output(out[0], DType::boolean, x.shape);
   }
   bool forward(const OperationRun& run) const noexcept override {
@@ -456,7 +460,7 @@ class CastOperation final : public Operation {
   CastOperation(const Node& node, Index) : like_(node.op == "CastLike") {
     if (like_) return;
     to_ = static_cast<DType>(std::clamp<Index>(node.integer("to", 0), 0, 255));
-    require(size_of(to_) > 0, "cannot cast to type " + std::to_string(node.integer("to", 0)));
+    OFFRAMP_REQUIRE(size_of(to_) > 0, "cannot cast to type " + std::to_string(node.integer("to", 0)));
   }
 
   void infer(std::span<const TensorView> in, std::span<TensorView> out) const override {
@@ -492,9 +496,9 @@ class WhereOperation final : public Operation {
 
   void infer(std::span<const TensorView> in, std::span<TensorView> out) const override {
     const TensorView &c = required_input(in, 0), &a = required_input(in, 1), &b = required_input(in, 2);
-    require(c.type == DType::boolean, "the condition must be bool, found " + std::string(name_of(c.type)));
-    require(a.type == b.type,
-            "operands have types " + std::string(name_of(a.type)) + " and " + std::string(name_of(b.type)));
+    OFFRAMP_REQUIRE(c.type == DType::boolean, "the condition must be bool, found " + std::string(name_of(c.type)));
+    OFFRAMP_REQUIRE(a.type == b.type,
+                    "operands have types " + std::string(name_of(a.type)) + " and " + std::string(name_of(b.type)));
     set_output(out[0], a.type, broadcast_shape(c.shape, broadcast_shape(a.shape, b.shape)));
   }
   bool forward(const OperationRun& run) const noexcept override {

@@ -26,7 +26,7 @@ struct FusedTail {
       executed = 1;
     } else if (!name.empty()) {
       const UnaryFunction* f = find_unary(name);
-      require(f && f->kernel != kernel::Unary::count, "cannot fuse " + name);
+      OFFRAMP_REQUIRE(f && f->kernel != kernel::Unary::count, "cannot fuse " + name);
       activation = f->kernel;
       executed = f->executed;
     }

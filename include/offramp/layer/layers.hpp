@@ -46,15 +46,18 @@ class Dense {
       : Dense(In, Out, std::move(weights), std::move(bias)) {}
   Dense(Index in, Index out, std::vector<float> weights, std::vector<float> bias)
       : in_(in), out_(out), weights_(std::move(weights)), bias_(std::move(bias)) {
-    require((In == dynamic || In == in) && (Out == dynamic || Out == out), "a dense layer's sizes contradict its type");
-    require(in > 0 && out > 0 && static_cast<Index>(weights_.size()) == checked_product(in, out),
-            "a dense layer from " + std::to_string(in) + " to " + std::to_string(out) + " was given " +
-                std::to_string(weights_.size()) + " weights");
-    require(bias_.empty() || static_cast<Index>(bias_.size()) == out, "a dense layer's bias has the wrong size");
+    OFFRAMP_REQUIRE((In == dynamic || In == in) && (Out == dynamic || Out == out),
+                    "a dense layer's sizes contradict its type");
+    OFFRAMP_REQUIRE(in > 0 && out > 0 && static_cast<Index>(weights_.size()) == checked_product(in, out),
+                    "a dense layer from " + std::to_string(in) + " to " + std::to_string(out) + " was given " +
+                        std::to_string(weights_.size()) + " weights");
+    OFFRAMP_REQUIRE(bias_.empty() || static_cast<Index>(bias_.size()) == out,
+                    "a dense layer's bias has the wrong size");
   }
 
   Shape bind(const Shape& in, const kernel::Kernels&) {
-    require(in.count() == in_, "a dense layer expects " + std::to_string(in_) + " inputs, found shape " + in.text());
+    OFFRAMP_REQUIRE(in.count() == in_,
+                    "a dense layer expects " + std::to_string(in_) + " inputs, found shape " + in.text());
     plan_ = DensePlan(in_, out_, weights_.data(), 1, in_, 1.0f, bias_.empty() ? nullptr : bias_.data(), FusedTail());
     return {out_};
   }
@@ -82,15 +85,16 @@ class Conv2d {
 
   /// `weights` is [out][in][kernel][kernel]; `bias` is [out] or empty.
   Conv2d(std::vector<float> weights, std::vector<float> bias) : weights_(std::move(weights)), bias_(std::move(bias)) {
-    require(static_cast<Index>(weights_.size()) == Out * In * Kernel * Kernel,
-            "a convolution was given " + std::to_string(weights_.size()) + " weights, expected " +
-                std::to_string(Out * In * Kernel * Kernel));
-    require(bias_.empty() || static_cast<Index>(bias_.size()) == Out, "a convolution's bias has the wrong size");
+    OFFRAMP_REQUIRE(static_cast<Index>(weights_.size()) == Out * In * Kernel * Kernel,
+                    "a convolution was given " + std::to_string(weights_.size()) + " weights, expected " +
+                        std::to_string(Out * In * Kernel * Kernel));
+    OFFRAMP_REQUIRE(bias_.empty() || static_cast<Index>(bias_.size()) == Out,
+                    "a convolution's bias has the wrong size");
   }
 
   Shape bind(const Shape& in, const kernel::Kernels& k) {
-    require(in.rank() == 3 && in[0] == In,
-            "a convolution of " + std::to_string(In) + " channels was given shape " + in.text());
+    OFFRAMP_REQUIRE(in.rank() == 3 && in[0] == In,
+                    "a convolution of " + std::to_string(In) + " channels was given shape " + in.text());
     const Shape batched{1, in[0], in[1], in[2]};
     const Window w = WindowAttributes(detail::window_node(Kernel, Stride, Pad)).resolve(batched, false);
     plan_ = ConvPlan(w, In, Out, 1, weights_.data(), bias_.empty() ? nullptr : bias_.data(), FusedTail(), k);
@@ -147,7 +151,7 @@ class Pooling2d {
                          UnknownExtents>;
 
   Shape bind(const Shape& in, const kernel::Kernels&) {
-    require(in.rank() == 3, "a pooling layer was given shape " + in.text());
+    OFFRAMP_REQUIRE(in.rank() == 3, "a pooling layer was given shape " + in.text());
     const Window w = WindowAttributes(detail::window_node(Kernel, Stride, 0)).resolve({1, in[0], in[1], in[2]}, false);
     p_.maximum = Maximum;
     p_.channels = in[0], p_.in_h = in[1], p_.in_w = in[2], p_.out_h = w.out[1], p_.out_w = w.out[2];
@@ -184,7 +188,7 @@ class GlobalAveragePool {
       std::conditional_t<I::is_static, Extents<I::is_static ? I::sizes[0] : 0>, UnknownExtents>;
 
   Shape bind(const Shape& in, const kernel::Kernels&) {
-    require(in.rank() == 3, "a pooling layer was given shape " + in.text());
+    OFFRAMP_REQUIRE(in.rank() == 3, "a pooling layer was given shape " + in.text());
     channels_ = in[0];
     pixels_ = in[1] * in[2];
     return {channels_};
@@ -316,7 +320,7 @@ class Residual {
 
   Shape bind(const Shape& in, const kernel::Kernels& k) {
     const Shape a = body_.bind(in, k), b = shortcut_.bind(in, k);
-    require(a == b, "a residual block adds shapes " + a.text() + " and " + b.text());
+    OFFRAMP_REQUIRE(a == b, "a residual block adds shapes " + a.text() + " and " + b.text());
     count_ = a.count();
     return a;
   }
@@ -357,7 +361,7 @@ class Branch {
     const Shape a = a_.bind(in, k), b = b_.bind(in, k);
     bool fits = a.rank() == b.rank();
     for (int i = 1; fits && i < a.rank(); ++i) fits = a[i] == b[i];
-    require(fits, "a branch joins shapes " + a.text() + " and " + b.text());
+    OFFRAMP_REQUIRE(fits, "a branch joins shapes " + a.text() + " and " + b.text());
     channels_a_ = a[0], channels_b_ = b[0];
     pixels_ = a.count() / std::max<Index>(1, a[0]);
     Shape s = a;

@@ -40,11 +40,12 @@ class ViewOperation final : public Operation {
     } else if (op_ == "Unsqueeze") {
       s = unsqueezed(x.shape, integers_of(has_numbers_ ? &numbers_ : nullptr, in, 1, "axes"));
     } else if (op_ == "Dropout") {
-      const TensorView* training = optional_input(in, 2);
-      const TensorView* ratio = optional_input(in, 1);
+      const TensorView *ratio = optional_input(in, 1), *training = optional_input(in, 2);
+      OFFRAMP_REQUIRE((!ratio || ratio->count() == 1) && (!training || training->count() == 1),
+                      "ratio and training_mode must be one element");
       const bool on = training && (!training->data || real_at(*training, 0) != 0);
-      require(!on || (ratio && ratio->data && real_at(*ratio, 0) == 0),
-              "training mode drops at random and is not supported");
+      OFFRAMP_REQUIRE(!on || (ratio && ratio->data && real_at(*ratio, 0) == 0),
+                      "training mode drops at random and is not supported");
     }
     set_output(out[0], x.type, s);
     if (out.size() > 1) set_output(out[1], op_ == "Dropout" ? DType::boolean : x.type, s);
@@ -66,31 +67,31 @@ class ViewOperation final : public Operation {
     for (std::size_t i = 0; i < wanted.size(); ++i) {
       Index n = wanted[i];
       if (n == 0 && !allow_zero_) {
-        require(static_cast<int>(i) < x.rank(), "a 0 in the new shape stands for no axis of " + x.text());
+        OFFRAMP_REQUIRE(static_cast<int>(i) < x.rank(), "a 0 in the new shape stands for no axis of " + x.text());
         n = x[static_cast<int>(i)];
       }
       if (n == -1) {
-        require(free_axis < 0, "two axes of the new shape are -1");
+        OFFRAMP_REQUIRE(free_axis < 0, "two axes of the new shape are -1");
         free_axis = static_cast<int>(i);
         n = 1;
       }
-      require(n >= 0, "the new shape has a negative size");
+      OFFRAMP_REQUIRE(n >= 0, "the new shape has a negative size");
       s.push_back(n);
     }
     if (free_axis >= 0) {
       const Index rest = s.checked_count();
-      require(rest > 0 && x.count() % rest == 0,
-              "cannot reshape " + x.text() + " to " + s.text() + " with a free axis");
+      OFFRAMP_REQUIRE(rest > 0 && x.count() % rest == 0,
+                      "cannot reshape " + x.text() + " to " + s.text() + " with a free axis");
       s[free_axis] = x.count() / rest;
     }
-    require(s.checked_count() == x.count(), "cannot reshape " + x.text() + " to " + s.text());
+    OFFRAMP_REQUIRE(s.checked_count() == x.count(), "cannot reshape " + x.text() + " to " + s.text());
     return s;
   }
   static Shape squeezed(const Shape& x, const std::vector<Index>& axes) {
     std::array<bool, Shape::max_rank> gone{};
     for (const Index a : axes) {
       const int axis = normalize_axis(a, x.rank());
-      require(x[axis] == 1, "cannot squeeze axis " + std::to_string(a) + " of " + x.text());
+      OFFRAMP_REQUIRE(x[axis] == 1, "cannot squeeze axis " + std::to_string(a) + " of " + x.text());
       gone[static_cast<std::size_t>(axis)] = true;
     }
     Shape s;
@@ -101,11 +102,11 @@ class ViewOperation final : public Operation {
   }
   static Shape unsqueezed(const Shape& x, const std::vector<Index>& axes) {
     const int rank = x.rank() + static_cast<int>(axes.size());
-    require(axes.size() <= Shape::max_rank && rank <= Shape::max_rank, "the result has more than 8 axes");
+    OFFRAMP_REQUIRE(axes.size() <= Shape::max_rank && rank <= Shape::max_rank, "the result has more than 8 axes");
     std::array<bool, Shape::max_rank> fresh{};
     for (const Index a : axes) {
       const auto axis = static_cast<std::size_t>(normalize_axis(a, rank));
-      require(!fresh[axis], "axis " + std::to_string(a) + " is named twice");
+      OFFRAMP_REQUIRE(!fresh[axis], "axis " + std::to_string(a) + " is named twice");
       fresh[axis] = true;
     }
     Shape s;
@@ -175,11 +176,11 @@ class TransposeOperation final : public Operation {
     const TensorView& x = required_input(in, 0);
     const int rank = x.shape.rank();
     if (!perm_.empty()) {
-      require(static_cast<int>(perm_.size()) == rank,
-              "perm has " + std::to_string(perm_.size()) + " numbers for input " + x.shape.text());
+      OFFRAMP_REQUIRE(static_cast<int>(perm_.size()) == rank,
+                      "perm has " + std::to_string(perm_.size()) + " numbers for input " + x.shape.text());
       std::array<bool, Shape::max_rank> seen{};
       for (const Index p : perm_) {
-        require(p >= 0 && p < rank && !seen[static_cast<std::size_t>(p)], "perm is no permutation");
+        OFFRAMP_REQUIRE(p >= 0 && p < rank && !seen[static_cast<std::size_t>(p)], "perm is no permutation");
         seen[static_cast<std::size_t>(p)] = true;
       }
     }
@@ -224,9 +225,9 @@ class ConcatOperation final : public Operation {
       const TensorView& x = required_input(in, i);
       bool fits = x.type == in[0].type && x.shape.rank() == s.rank();
       for (int k = 0; fits && k < s.rank(); ++k) fits = k == axis || x.shape[k] == s[k];
-      require(fits,
-              "input " + std::to_string(i) + " of shape " + x.shape.text() + " does not fit " + in[0].shape.text());
-      require(s[axis] <= std::numeric_limits<Index>::max() - x.shape[axis], "sizes overflow");
+      OFFRAMP_REQUIRE(
+          fits, "input " + std::to_string(i) + " of shape " + x.shape.text() + " does not fit " + in[0].shape.text());
+      OFFRAMP_REQUIRE(s[axis] <= std::numeric_limits<Index>::max() - x.shape[axis], "sizes overflow");
       s[axis] += x.shape[axis];
     }
     set_output(out[0], in[0].type, s);
@@ -265,16 +266,16 @@ class SplitOperation final : public Operation {
       const Index each = (x.shape[axis] + parts - 1) / parts;
       for (Index i = 0; i < parts; ++i) sizes.push_back(std::clamp<Index>(x.shape[axis] - i * each, 0, each));
     } else if (sizes.empty()) {
-      require(x.shape[axis] % parts == 0, "axis " + std::to_string(axis) + " of " + x.shape.text() +
-                                              " does not split into " + std::to_string(parts));
+      OFFRAMP_REQUIRE(x.shape[axis] % parts == 0, "axis " + std::to_string(axis) + " of " + x.shape.text() +
+                                                      " does not split into " + std::to_string(parts));
       sizes.assign(out.size(), x.shape[axis] / parts);
     }
     Index total = 0;
     for (const Index n : sizes) {
-      require(n >= 0 && n <= x.shape[axis], "split sizes are out of range");
+      OFFRAMP_REQUIRE(n >= 0 && n <= x.shape[axis], "split sizes are out of range");
       total += n;
     }
-    require(sizes.size() == out.size() && total == x.shape[axis], "split sizes do not fit " + x.shape.text());
+    OFFRAMP_REQUIRE(sizes.size() == out.size() && total == x.shape[axis], "split sizes do not fit " + x.shape.text());
     for (std::size_t i = 0; i < out.size(); ++i) {
       Shape s = x.shape;
       s[axis] = sizes[i];
@@ -346,8 +347,8 @@ class SliceOperation final : public Operation {
       axes.resize(starts.size());
       std::iota(axes.begin(), axes.end(), Index{0});
     }
-    require(ends.size() == starts.size() && axes.size() == starts.size() && steps.size() == starts.size(),
-            "starts, ends, axes and steps differ in length");
+    OFFRAMP_REQUIRE(ends.size() == starts.size() && axes.size() == starts.size() && steps.size() == starts.size(),
+                    "starts, ends, axes and steps differ in length");
     Range r;
     r.sizes = x.shape;
     for (int i = 0; i < x.shape.rank(); ++i) {
@@ -357,7 +358,7 @@ class SliceOperation final : public Operation {
     for (std::size_t i = 0; i < starts.size(); ++i) {
       const int axis = normalize_axis(axes[i], x.shape.rank());
       const Index n = x.shape[axis], step = steps[i];
-      require(step != 0 && step > -(Index{1} << 40) && step < (Index{1} << 40), "a step is out of range");
+      OFFRAMP_REQUIRE(step != 0 && step > -(Index{1} << 40) && step < (Index{1} << 40), "a step is out of range");
       const auto from_end = [&](Index v) { return v < 0 ? (v < -n ? -1 : v + n) : v; };
       Index from = from_end(starts[i]), to = from_end(ends[i]);
       if (step > 0) {
@@ -386,8 +387,8 @@ class GatherOperation final : public Operation {
   GatherOperation(const Node& node, Index) : axis_(node.integer("axis", 0)) {}
   void infer(std::span<const TensorView> in, std::span<TensorView> out) const override {
     const TensorView &x = required_input(in, 0), &at = required_input(in, 1);
-    require(at.type == DType::i64 || at.type == DType::i32,
-            "indices must be integers, found " + std::string(name_of(at.type)));
+    OFFRAMP_REQUIRE(at.type == DType::i64 || at.type == DType::i32,
+                    "indices must be integers, found " + std::string(name_of(at.type)));
     const int axis = normalize_axis(axis_, x.shape.rank());
     Shape s;
     for (int i = 0; i < axis; ++i) s.push_back(x.shape[i]);
@@ -421,12 +422,12 @@ class GatherElementsOperation final : public Operation {
   GatherElementsOperation(const Node& node, Index) : axis_(node.integer("axis", 0)) {}
   void infer(std::span<const TensorView> in, std::span<TensorView> out) const override {
     const TensorView &x = required_input(in, 0), &at = required_input(in, 1);
-    require(at.type == DType::i64 || at.type == DType::i32,
-            "indices must be integers, found " + std::string(name_of(at.type)));
+    OFFRAMP_REQUIRE(at.type == DType::i64 || at.type == DType::i32,
+                    "indices must be integers, found " + std::string(name_of(at.type)));
     const int axis = normalize_axis(axis_, x.shape.rank());
     bool fits = at.shape.rank() == x.shape.rank();
     for (int i = 0; fits && i < x.shape.rank(); ++i) fits = i == axis || at.shape[i] <= x.shape[i];
-    require(fits, "indices " + at.shape.text() + " do not fit " + x.shape.text());
+    OFFRAMP_REQUIRE(fits, "indices " + at.shape.text() + " do not fit " + x.shape.text());
     set_output(out[0], x.type, at.shape);
   }
   bool forward(const OperationRun& run) const noexcept override {
@@ -458,16 +459,18 @@ class GatherNdOperation final : public Operation {
   GatherNdOperation(const Node& node, Index) : batch_dims_(node.integer("batch_dims", 0)) {}
   void infer(std::span<const TensorView> in, std::span<TensorView> out) const override {
     const TensorView &x = required_input(in, 0), &at = required_input(in, 1);
-    require(at.type == DType::i64, "indices must be int64, found " + std::string(name_of(at.type)));
+    OFFRAMP_REQUIRE(at.type == DType::i64, "indices must be int64, found " + std::string(name_of(at.type)));
     const int ri = at.shape.rank();
-    require(ri > 0 && batch_dims_ >= 0 && batch_dims_ < ri && batch_dims_ < x.shape.rank(), "batch_dims does not fit");
+    OFFRAMP_REQUIRE(ri > 0 && batch_dims_ >= 0 && batch_dims_ < ri && batch_dims_ < x.shape.rank(),
+                    "batch_dims does not fit");
     const Index depth = at.shape[ri - 1];
     const auto b = static_cast<int>(batch_dims_);
-    require(depth > 0 && depth <= x.shape.rank() - b, "indices " + at.shape.text() + " do not fit " + x.shape.text());
+    OFFRAMP_REQUIRE(depth > 0 && depth <= x.shape.rank() - b,
+                    "indices " + at.shape.text() + " do not fit " + x.shape.text());
     Shape s;
     for (int i = 0; i < ri - 1; ++i) {
-      require(i >= b || at.shape[i] == x.shape[i],
-              "batch axes of " + at.shape.text() + " and " + x.shape.text() + " differ");
+      OFFRAMP_REQUIRE(i >= b || at.shape[i] == x.shape[i],
+                      "batch axes of " + at.shape.text() + " and " + x.shape.text() + " differ");
       s.push_back(at.shape[i]);
     }
     for (int i = b + static_cast<int>(depth); i < x.shape.rank(); ++i) s.push_back(x.shape[i]);
@@ -503,26 +506,28 @@ class ScatterOperation final : public Operation {
  public:
   ScatterOperation(const Node& node, Index)
       : nd_(node.op == "ScatterND"), axis_(node.integer("axis", 0)), reduction_(node.text("reduction", "none")) {
-    require(reduction_ == "none" || reduction_ == "add" || reduction_ == "mul",
-            "reduction '" + reduction_ + "' is not supported");
+    OFFRAMP_REQUIRE(reduction_ == "none" || reduction_ == "add" || reduction_ == "mul",
+                    "reduction '" + reduction_ + "' is not supported");
   }
   void infer(std::span<const TensorView> in, std::span<TensorView> out) const override {
     const TensorView &x = required_input(in, 0), &at = required_input(in, 1), &u = required_input(in, 2);
-    require(at.type == DType::i64 || at.type == DType::i32, "indices must be integers");
-    require(u.type == x.type, "updates are of another type");
+    OFFRAMP_REQUIRE(at.type == DType::i64 || at.type == DType::i32, "indices must be integers");
+    OFFRAMP_REQUIRE(u.type == x.type, "updates are of another type");
     if (nd_) {
-      require(at.shape.rank() > 0, "indices have no axes");
+      OFFRAMP_REQUIRE(at.shape.rank() > 0, "indices have no axes");
       const Index depth = at.shape[at.shape.rank() - 1];
-      require(depth > 0 && depth <= x.shape.rank(), "indices " + at.shape.text() + " do not fit " + x.shape.text());
+      OFFRAMP_REQUIRE(depth > 0 && depth <= x.shape.rank(),
+                      "indices " + at.shape.text() + " do not fit " + x.shape.text());
       Shape s;
       for (int i = 0; i < at.shape.rank() - 1; ++i) s.push_back(at.shape[i]);
       for (int i = static_cast<int>(depth); i < x.shape.rank(); ++i) s.push_back(x.shape[i]);
-      require(u.shape == s, "updates: expected shape " + s.text() + ", found " + u.shape.text());
+      OFFRAMP_REQUIRE(u.shape == s, "updates: expected shape " + s.text() + ", found " + u.shape.text());
     } else {
       const int axis = normalize_axis(axis_, x.shape.rank());
       bool fits = at.shape.rank() == x.shape.rank() && u.shape == at.shape;
       for (int i = 0; fits && i < x.shape.rank(); ++i) fits = i == axis || at.shape[i] <= x.shape[i];
-      require(fits, "indices " + at.shape.text() + " or updates " + u.shape.text() + " do not fit " + x.shape.text());
+      OFFRAMP_REQUIRE(fits,
+                      "indices " + at.shape.text() + " or updates " + u.shape.text() + " do not fit " + x.shape.text());
     }
     set_output(out[0], x.type, x.shape);
   }
@@ -606,12 +611,12 @@ class TileOperation final : public Operation {
   InputUse use(std::size_t i) const noexcept override { return i == 0 ? InputUse::data : InputUse::shape; }
   void infer(std::span<const TensorView> in, std::span<TensorView> out) const override {
     const TensorView& x = required_input(in, 0);
-    require(!legacy_, "tiles and axis (opset 1) are not supported");
+    OFFRAMP_REQUIRE(!legacy_, "tiles and axis (opset 1) are not supported");
     const auto repeats = known_integers(required_input(in, 1), "repeats");
-    require(static_cast<int>(repeats.size()) == x.shape.rank(), "repeats do not fit input " + x.shape.text());
+    OFFRAMP_REQUIRE(static_cast<int>(repeats.size()) == x.shape.rank(), "repeats do not fit input " + x.shape.text());
     Shape s = x.shape;
     for (int i = 0; i < s.rank(); ++i) {
-      require(repeats[static_cast<std::size_t>(i)] >= 0, "a repeat is negative");
+      OFFRAMP_REQUIRE(repeats[static_cast<std::size_t>(i)] >= 0, "a repeat is negative");
       s[i] = checked_product(s[i], repeats[static_cast<std::size_t>(i)]);
     }
     set_output(out[0], x.type, s);
@@ -677,7 +682,7 @@ class FillOperation final : public Operation {
         k_(node.integer("k", 0)),
         type_(static_cast<DType>(std::clamp<Index>(node.integer("dtype", 0), 0, 255))) {
     if (const Tensor* v = node.get<Tensor>("value")) {
-      require(v->count() == 1, "value must have one element");
+      OFFRAMP_REQUIRE(v->count() == 1, "value must have one element");
       value_ = *v;
     }
   }
@@ -720,15 +725,15 @@ class RangeOperation final : public Operation {
   void infer(std::span<const TensorView> in, std::span<TensorView> out) const override {
     for (const std::size_t i : {0u, 1u, 2u}) {
       const TensorView& x = required_input(in, i);
-      require(x.count() == 1 && x.type == in[0].type && x.type != DType::boolean,
-              "start, limit and delta must be one number of one type");
-      require(x.data != nullptr, "start, limit and delta must be known before the network runs");
+      OFFRAMP_REQUIRE(x.count() == 1 && x.type == in[0].type && x.type != DType::boolean,
+                      "start, limit and delta must be one number of one type");
+      OFFRAMP_REQUIRE(x.data != nullptr, "start, limit and delta must be known before the network runs");
     }
     const double start = real_at(in[0], 0), limit = real_at(in[1], 0), delta = real_at(in[2], 0);
-    require(delta != 0 && std::isfinite(start) && std::isfinite(limit) && std::isfinite(delta),
-            "start, limit or delta is out of range");
+    OFFRAMP_REQUIRE(delta != 0 && std::isfinite(start) && std::isfinite(limit) && std::isfinite(delta),
+                    "start, limit or delta is out of range");
     const double n = std::ceil((limit - start) / delta);
-    require(n < 1e12, "the range has too many elements");
+    OFFRAMP_REQUIRE(n < 1e12, "the range has too many elements");
     set_output(out[0], in[0].type, Shape{n > 0 ? static_cast<Index>(n) : 0});
   }
   bool forward(const OperationRun& run) const noexcept override {
@@ -750,10 +755,10 @@ class OneHotOperation final : public Operation {
   InputUse use(std::size_t i) const noexcept override { return i == 1 ? InputUse::parameter : InputUse::data; }
   void infer(std::span<const TensorView> in, std::span<TensorView> out) const override {
     const TensorView &at = required_input(in, 0), &depth = required_input(in, 1), &values = required_input(in, 2);
-    require(depth.data && depth.count() == 1, "depth must be one number, known before the network runs");
-    require(values.count() == 2, "values must be two numbers");
+    OFFRAMP_REQUIRE(depth.data && depth.count() == 1, "depth must be one number, known before the network runs");
+    OFFRAMP_REQUIRE(values.count() == 2, "values must be two numbers");
     const Index n = integer_of(real_at(depth, 0));
-    require(n > 0, "depth must be positive");
+    OFFRAMP_REQUIRE(n > 0, "depth must be positive");
     const int axis = normalize_axis(axis_, at.shape.rank() + 1);
     Shape s;
     for (int i = 0; i < axis; ++i) s.push_back(at.shape[i]);
@@ -786,7 +791,8 @@ class PadOperation final : public Operation {
       : mode_(node.text("mode", "constant")), value_(static_cast<double>(node.real("value", 0))) {
     if (const auto* v = node.get<std::vector<Index>>(node.find("pads") ? "pads" : "paddings"))
       pads_ = *v, has_pads_ = true;
-    require(mode_ == "constant" || mode_ == "edge" || mode_ == "reflect", "mode '" + mode_ + "' is not supported");
+    OFFRAMP_REQUIRE(mode_ == "constant" || mode_ == "edge" || mode_ == "reflect",
+                    "mode '" + mode_ + "' is not supported");
   }
   InputUse use(std::size_t i) const noexcept override { return i == 0 ? InputUse::data : InputUse::parameter; }
   void infer(std::span<const TensorView> in, std::span<TensorView> out) const override {
@@ -795,14 +801,15 @@ class PadOperation final : public Operation {
     Shape s;
     for (int i = 0; i < x.shape.rank(); ++i) {
       const Index n = x.shape[i] + begin[i] + end[i];
-      require(n >= 0, "the output has a negative size");
-      require(mode_ == "constant" || (x.shape[i] > 0 && (mode_ == "edge" || std::max(begin[i], end[i]) < x.shape[i])),
-              "padding is larger than input " + x.shape.text());
+      OFFRAMP_REQUIRE(n >= 0, "the output has a negative size");
+      OFFRAMP_REQUIRE(
+          mode_ == "constant" || (x.shape[i] > 0 && (mode_ == "edge" || std::max(begin[i], end[i]) < x.shape[i])),
+          "padding is larger than input " + x.shape.text());
       s.push_back(n);
     }
     const TensorView* v = optional_input(in, 2);
-    require(!v || (v->count() == 1 && v->type == x.type && v->data),
-            "the value must be one known element of the input's type");
+    OFFRAMP_REQUIRE(!v || (v->count() == 1 && v->type == x.type && v->data),
+                    "the value must be one known element of the input's type");
     set_output(out[0], x.type, s);
   }
   void prepare(std::span<const TensorView> in, const kernel::Kernels&) override {
@@ -855,7 +862,7 @@ class PadOperation final : public Operation {
     auto pads = integers_of(has_pads_ ? &pads_ : nullptr, in, 1, "pads");
     if (optional_input(in, 3)) {  // opset 18: pads of some axes only
       const auto axes = known_integers(in[3], "axes");
-      require(pads.size() == 2 * axes.size(), "pads and axes differ in length");
+      OFFRAMP_REQUIRE(pads.size() == 2 * axes.size(), "pads and axes differ in length");
       std::vector<Index> all(static_cast<std::size_t>(2 * x.shape.rank()), 0);
       for (std::size_t i = 0; i < axes.size(); ++i) {
         const auto axis = static_cast<std::size_t>(normalize_axis(axes[i], x.shape.rank()));
@@ -864,10 +871,10 @@ class PadOperation final : public Operation {
       }
       pads = std::move(all);
     }
-    require(static_cast<int>(pads.size()) == 2 * x.shape.rank(), "pads do not fit input " + x.shape.text());
+    OFFRAMP_REQUIRE(static_cast<int>(pads.size()) == 2 * x.shape.rank(), "pads do not fit input " + x.shape.text());
     Shape begin, end;
     for (std::size_t i = 0; i < pads.size(); ++i) {
-      require(pads[i] > -(Index{1} << 40) && pads[i] < (Index{1} << 40), "a padding is out of range");
+      OFFRAMP_REQUIRE(pads[i] > -(Index{1} << 40) && pads[i] < (Index{1} << 40), "a padding is out of range");
       (i < pads.size() / 2 ? begin : end).push_back(pads[i]);
     }
     return {begin, end};
@@ -902,14 +909,16 @@ class ResizeOperation final : public Operation {
         extrapolation_(static_cast<double>(node.real("extrapolation_value", 0))),
         scales_(node.reals("scales")) {
     if (mode_ == "bilinear") mode_ = "linear";
-    require(mode_ == "nearest" || mode_ == "linear" || mode_ == "cubic", "mode '" + mode_ + "' is not supported");
-    require(node.find("axes") == nullptr && node.integer("antialias", 0) == 0, "axes and antialias are not supported");
+    OFFRAMP_REQUIRE(mode_ == "nearest" || mode_ == "linear" || mode_ == "cubic",
+                    "mode '" + mode_ + "' is not supported");
+    OFFRAMP_REQUIRE(node.find("axes") == nullptr && node.integer("antialias", 0) == 0,
+                    "axes and antialias are not supported");
   }
   InputUse use(std::size_t i) const noexcept override { return i == 0 ? InputUse::data : InputUse::parameter; }
   void infer(std::span<const TensorView> in, std::span<TensorView> out) const override {
     const TensorView& x = required_input(in, 0);
-    require(is_float(x.type) || mode_ == "nearest", "cannot take " + std::string(name_of(x.type)));
-    require(x.count() > 0, "input " + x.shape.text() + " is empty");
+    OFFRAMP_REQUIRE(is_float(x.type) || mode_ == "nearest", "cannot take " + std::string(name_of(x.type)));
+    OFFRAMP_REQUIRE(x.count() > 0, "input " + x.shape.text() + " is empty");
     set_output(out[0], x.type, resolve(in).first);
   }
   void prepare(std::span<const TensorView> in, const kernel::Kernels&) override {
@@ -918,8 +927,8 @@ class ResizeOperation final : public Operation {
     std::vector<double> roi(static_cast<std::size_t>(2 * x.shape.rank()), 0.0);
     if (coordinates_ == "tf_crop_and_resize") {
       const TensorView& r = required_input(in, 1);
-      require(r.data && r.count() == 2 * x.shape.rank() && is_float(r.type),
-              "roi does not fit input " + x.shape.text());
+      OFFRAMP_REQUIRE(r.data && r.count() == 2 * x.shape.rank() && is_float(r.type),
+                      "roi does not fit input " + x.shape.text());
       for (Index i = 0; i < r.count(); ++i) roi[static_cast<std::size_t>(i)] = real_at(r, i);
     }
     taps_.assign(static_cast<std::size_t>(x.shape.rank()), {});
@@ -1045,7 +1054,7 @@ class ResizeOperation final : public Operation {
       else if (nearest_ == "round_prefer_floor")
         r = std::ceil(x - 0.5);
       else
-        require(nearest_ == "floor", "nearest_mode '" + nearest_ + "' is not supported");
+        OFFRAMP_REQUIRE(nearest_ == "floor", "nearest_mode '" + nearest_ + "' is not supported");
       t.from[0] = clamp(r);
       t.weight[0] = 1;
     } else if (mode_ == "linear") {
@@ -1081,25 +1090,25 @@ class ResizeOperation final : public Operation {
     const TensorView* wanted = upsample_ ? nullptr : optional_input(in, 3);
     if (wanted && wanted->count() > 0) {
       const auto numbers = known_integers(*wanted, "sizes");
-      require(static_cast<int>(numbers.size()) == rank, "sizes do not fit input " + x.shape.text());
+      OFFRAMP_REQUIRE(static_cast<int>(numbers.size()) == rank, "sizes do not fit input " + x.shape.text());
       scales.clear();
       for (int i = 0; i < rank; ++i) {
         const Index n = numbers[static_cast<std::size_t>(i)];
-        require(n > 0 && n < Index{1} << 32, "a size is out of range");
+        OFFRAMP_REQUIRE(n > 0 && n < Index{1} << 32, "a size is out of range");
         sizes.push_back(n);
         scales.push_back(static_cast<double>(n) / static_cast<double>(x.shape[i]));
       }
       return {sizes, scales};
     }
     if (s && s->count() > 0) {
-      require(s->data && is_float(s->type), "scales must be known before the network runs");
+      OFFRAMP_REQUIRE(s->data && is_float(s->type), "scales must be known before the network runs");
       scales.clear();
       for (Index i = 0; i < s->count(); ++i) scales.push_back(real_at(*s, i));
     }
-    require(static_cast<int>(scales.size()) == rank, "scales do not fit input " + x.shape.text());
+    OFFRAMP_REQUIRE(static_cast<int>(scales.size()) == rank, "scales do not fit input " + x.shape.text());
     for (int i = 0; i < rank; ++i) {
       const double n = std::floor(static_cast<double>(x.shape[i]) * scales[static_cast<std::size_t>(i)]);
-      require(n >= 1 && n < 4294967296.0, "a scale is out of range");
+      OFFRAMP_REQUIRE(n >= 1 && n < 4294967296.0, "a scale is out of range");
       sizes.push_back(static_cast<Index>(n));
     }
     return {sizes, scales};
@@ -1122,19 +1131,19 @@ class SpaceDepthOperation final : public Operation {
       : to_space_(node.op == "DepthToSpace"),
         crd_(node.text("mode", "DCR") == "CRD"),
         block_(node.integer("blocksize", 0)) {
-    require(block_ > 0 && block_ < Index{1} << 20, "blocksize is out of range");
+    OFFRAMP_REQUIRE(block_ > 0 && block_ < Index{1} << 20, "blocksize is out of range");
   }
   void infer(std::span<const TensorView> in, std::span<TensorView> out) const override {
     const TensorView& x = required_input(in, 0);
     require_rank(x, 4, 4, "input");
     const Index b = block_;
     if (to_space_) {
-      require(x.shape[1] % (b * b) == 0, "channels of " + x.shape.text() + " are not divisible by the block");
+      OFFRAMP_REQUIRE(x.shape[1] % (b * b) == 0, "channels of " + x.shape.text() + " are not divisible by the block");
       set_output(out[0], x.type,
                  {x.shape[0], x.shape[1] / (b * b), checked_product(x.shape[2], b), checked_product(x.shape[3], b)});
     } else {
-      require(x.shape[2] % b == 0 && x.shape[3] % b == 0,
-              "height or width of " + x.shape.text() + " is not divisible by the block");
+      OFFRAMP_REQUIRE(x.shape[2] % b == 0 && x.shape[3] % b == 0,
+                      "height or width of " + x.shape.text() + " is not divisible by the block");
       set_output(out[0], x.type, {x.shape[0], checked_product(x.shape[1], b * b), x.shape[2] / b, x.shape[3] / b});
     }
   }
@@ -1172,7 +1181,7 @@ class TriluOperation final : public Operation {
   void infer(std::span<const TensorView> in, std::span<TensorView> out) const override {
     const TensorView& x = required_input(in, 0);
     require_rank(x, 2, Shape::max_rank, "input");
-    if (optional_input(in, 1)) require(known_integers(in[1], "k").size() == 1, "k must be one number");
+    if (optional_input(in, 1)) OFFRAMP_REQUIRE(known_integers(in[1], "k").size() == 1, "k must be one number");
     set_output(out[0], x.type, x.shape);
   }
   bool forward(const OperationRun& run) const noexcept override {

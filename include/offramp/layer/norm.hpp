@@ -20,18 +20,18 @@ class BatchNormOperation final : public Operation {
         momentum_(static_cast<double>(node.real("momentum", 0.9f))),
         training_(opset >= 14 && node.integer("training_mode", 0) != 0),
         channels_last_(node.integer("offramp.channels_last", 0) != 0) {
-    require(node.integer("spatial", 1) != 0, "statistics for every position (spatial = 0) are not supported");
+    OFFRAMP_REQUIRE(node.integer("spatial", 1) != 0, "statistics for every position (spatial = 0) are not supported");
   }
   void infer(std::span<const TensorView> in, std::span<TensorView> out) const override {
     const TensorView& x = required_input(in, 0);
-    require(is_float(x.type), "cannot take " + std::string(name_of(x.type)));
+    OFFRAMP_REQUIRE(is_float(x.type), "cannot take " + std::string(name_of(x.type)));
     require_rank(x, 2, Shape::max_rank, "input");
     const Index channels = x.shape[channel_axis(x.shape)];
     for (std::size_t i = 1; i < 5; ++i) {
       const TensorView& p = required_input(in, i);
-      require(is_float(p.type) && p.count() == channels, "input " + std::to_string(i) + ": expected " +
-                                                             std::to_string(channels) + " numbers, found shape " +
-                                                             p.shape.text());
+      OFFRAMP_REQUIRE(is_float(p.type) && p.count() == channels, "input " + std::to_string(i) + ": expected " +
+                                                                     std::to_string(channels) +
+                                                                     " numbers, found shape " + p.shape.text());
     }
     set_output(out[0], x.type, x.shape);
     for (std::size_t i = 1; i < out.size(); ++i) set_output(out[i], in[i < 3 ? i + 2 : 3].type, Shape{channels});
@@ -88,7 +88,7 @@ class InstanceNormOperation final : public Operation {
     const TensorView& x = float_input(in, 0);
     require_rank(x, 3, Shape::max_rank, "input");
     for (const std::size_t i : {1u, 2u})
-      require(float_input(in, i).count() == x.shape[1], "scale or bias does not fit input " + x.shape.text());
+      OFFRAMP_REQUIRE(float_input(in, i).count() == x.shape[1], "scale or bias does not fit input " + x.shape.text());
     set_output(out[0], x.type, x.shape);
   }
   Cost cost(std::span<const TensorView> in, std::span<const TensorView>) const noexcept override {
@@ -119,10 +119,12 @@ class LayerNormOperation final : public Operation {
     const TensorView& x = float_input(in, 0);
     const int axis = normalize_axis(axis_, x.shape.rank());
     const Index n = x.shape.count(axis, x.shape.rank());
-    require(n > 0, "nothing to normalise in " + x.shape.text());
-    require(float_input(in, 1).count() == n, "scale " + in[1].shape.text() + " does not fit input " + x.shape.text());
+    OFFRAMP_REQUIRE(n > 0, "nothing to normalise in " + x.shape.text());
+    OFFRAMP_REQUIRE(float_input(in, 1).count() == n,
+                    "scale " + in[1].shape.text() + " does not fit input " + x.shape.text());
     if (optional_input(in, 2))
-      require(float_input(in, 2).count() == n, "bias " + in[2].shape.text() + " does not fit input " + x.shape.text());
+      OFFRAMP_REQUIRE(float_input(in, 2).count() == n,
+                      "bias " + in[2].shape.text() + " does not fit input " + x.shape.text());
     set_output(out[0], x.type, x.shape);
     Shape s = x.shape;
     for (int i = axis; i < s.rank(); ++i) s[i] = 1;
@@ -165,7 +167,7 @@ class LrnOperation final : public Operation {
         alpha_(static_cast<double>(node.real("alpha", 1e-4f))),
         beta_(static_cast<double>(node.real("beta", 0.75f))),
         bias_(static_cast<double>(node.real("bias", 1.0f))) {
-    require(size_ > 0, "size must be positive, found " + std::to_string(size_));
+    OFFRAMP_REQUIRE(size_ > 0, "size must be positive, found " + std::to_string(size_));
   }
   void infer(std::span<const TensorView> in, std::span<TensorView> out) const override {
     const TensorView& x = float_input(in, 0);

@@ -98,7 +98,7 @@ inline void set_output(TensorView& out, DType type, const Shape& shape) {
 
 /// Raises an Error unless input `i` is there; returns it.
 inline const TensorView& required_input(std::span<const TensorView> in, std::size_t i) {
-  require(i < in.size() && in[i].type != DType::none, "input " + std::to_string(i) + " is missing");
+  OFFRAMP_REQUIRE(i < in.size() && in[i].type != DType::none, "input " + std::to_string(i) + " is missing");
   return in[i];
 }
 
@@ -109,23 +109,24 @@ inline const TensorView* optional_input(std::span<const TensorView> in, std::siz
 
 inline const TensorView& float_input(std::span<const TensorView> in, std::size_t i) {
   const TensorView& x = required_input(in, i);
-  require(x.type == DType::f32,
-          "input " + std::to_string(i) + ": expected float32, found " + std::string(name_of(x.type)));
+  OFFRAMP_REQUIRE(x.type == DType::f32,
+                  "input " + std::to_string(i) + ": expected float32, found " + std::string(name_of(x.type)));
   return x;
 }
 
 /// An input that must have between `least` and `most` axes.
 inline void require_rank(const TensorView& x, int least, int most, std::string_view what) {
-  require(x.shape.rank() >= least && x.shape.rank() <= most,
-          std::string(what) + ": expected " + std::to_string(least) +
-              (most > least ? " to " + std::to_string(most) : std::string()) + " axes, found shape " + x.shape.text());
+  OFFRAMP_REQUIRE(x.shape.rank() >= least && x.shape.rank() <= most,
+                  std::string(what) + ": expected " + std::to_string(least) +
+                      (most > least ? " to " + std::to_string(most) : std::string()) + " axes, found shape " +
+                      x.shape.text());
 }
 
 /// The elements of an integer input that must be known; raises an Error where they are not.
 inline std::vector<Index> known_integers(const TensorView& x, std::string_view what) {
-  require(x.data != nullptr || x.count() == 0, std::string(what) + " must be known before the network runs");
-  require(x.type == DType::i64 || x.type == DType::i32,
-          std::string(what) + ": expected int64 or int32, found " + std::string(name_of(x.type)));
+  OFFRAMP_REQUIRE(x.data != nullptr || x.count() == 0, std::string(what) + " must be known before the network runs");
+  OFFRAMP_REQUIRE(x.type == DType::i64 || x.type == DType::i32,
+                  std::string(what) + ": expected int64 or int32, found " + std::string(name_of(x.type)));
   std::vector<Index> v(static_cast<std::size_t>(x.count()));
   for (std::size_t i = 0; i < v.size(); ++i)
     v[i] = x.type == DType::i64 ? x.as<std::int64_t>()[i] : x.as<std::int32_t>()[i];

@@ -30,13 +30,13 @@ class PoolOperation final : public Operation {
 
   void infer(std::span<const TensorView> in, std::span<TensorView> out) const override {
     const TensorView& x = required_input(in, 0);
-    require(x.type == DType::f32 || (kind_ == Kind::max && (x.type == DType::u8 || x.type == DType::i8)),
-            "cannot take " + std::string(name_of(x.type)));
+    OFFRAMP_REQUIRE(x.type == DType::f32 || (kind_ == Kind::max && (x.type == DType::u8 || x.type == DType::i8)),
+                    "cannot take " + std::string(name_of(x.type)));
     require_rank(x, 3, global_ ? Shape::max_rank : 5, "input");
     if (global_) {
       Shape s = x.shape;
       for (int i = 2; i < s.rank(); ++i) s[channels_last_ ? i - 1 : i] = 1;
-      require(x.count() > 0, "input " + x.shape.text() + " is empty");
+      OFFRAMP_REQUIRE(x.count() > 0, "input " + x.shape.text() + " is empty");
       set_output(out[0], x.type, s);
       return;
     }
@@ -44,7 +44,7 @@ class PoolOperation final : public Operation {
     const Shape s = w.output(x.shape, channels_of(x.shape, channels_last_), channels_last_);
     set_output(out[0], x.type, s);
     if (out.size() > 1) {
-      require(kind_ == Kind::max && !channels_last_, "only MaxPool has a second output");
+      OFFRAMP_REQUIRE(kind_ == Kind::max && !channels_last_, "only MaxPool has a second output");
       set_output(out[1], DType::i64, s);
     }
   }

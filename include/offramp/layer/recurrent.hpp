@@ -33,19 +33,19 @@ class RecurrentOperation final : public Operation {
         input_forget_(node.integer("input_forget", 0) != 0),
         batch_first_(node.integer("layout", 0) != 0),
         direction_(node.text("direction", "forward")) {
-    require(direction_ == "forward" || direction_ == "reverse" || direction_ == "bidirectional",
-            "direction '" + direction_ + "' is unknown");
+    OFFRAMP_REQUIRE(direction_ == "forward" || direction_ == "reverse" || direction_ == "bidirectional",
+                    "direction '" + direction_ + "' is unknown");
     const auto directions = static_cast<std::size_t>(this->directions());
     const std::size_t each = kind_ == Kind::lstm ? 3 : kind_ == Kind::gru ? 2 : 1;
     const auto* names = node.get<std::vector<std::string>>("activations");
     const auto alpha = node.reals("activation_alpha"), beta = node.reals("activation_beta");
-    require(!names || names->size() == each * directions,
-            "expected " + std::to_string(each * directions) + " activations");
+    OFFRAMP_REQUIRE(!names || names->size() == each * directions,
+                    "expected " + std::to_string(each * directions) + " activations");
     for (std::size_t i = 0; i < each * directions; ++i) {
       const char* usual = kind_ != Kind::rnn && i % each == 0 ? "Sigmoid" : "Tanh";
       const std::string name = names ? (*names)[i] : usual;
       const UnaryFunction* f = find_unary(name);
-      require(f != nullptr, "activation '" + name + "' is unknown");
+      OFFRAMP_REQUIRE(f != nullptr, "activation '" + name + "' is unknown");
       activations_.push_back({f, i < alpha.size() ? alpha[i] : f->alpha, i < beta.size() ? beta[i] : f->beta});
     }
   }
@@ -60,17 +60,17 @@ class RecurrentOperation final : public Operation {
     require_rank(r, 3, 3, "R");
     const Index d = directions(), h = r.shape[2], steps = x.shape[batch_first_ ? 1 : 0],
                 batch = x.shape[batch_first_ ? 0 : 1];
-    require(hidden_ == 0 || hidden_ == h,
-            "hidden_size " + std::to_string(hidden_) + " does not fit R " + r.shape.text());
-    require(h > 0 && checked_product(h, 8) > 0, "R " + r.shape.text() + " is empty");
+    OFFRAMP_REQUIRE(hidden_ == 0 || hidden_ == h,
+                    "hidden_size " + std::to_string(hidden_) + " does not fit R " + r.shape.text());
+    OFFRAMP_REQUIRE(h > 0 && checked_product(h, 8) > 0, "R " + r.shape.text() + " is empty");
     const auto expect = [](const TensorView& t, const Shape& s, const char* what) {
-      require(t.shape == s, std::string(what) + ": expected shape " + s.text() + ", found " + t.shape.text());
+      OFFRAMP_REQUIRE(t.shape == s, std::string(what) + ": expected shape " + s.text() + ", found " + t.shape.text());
     };
     expect(w, {d, gates_ * h, x.shape[2]}, "W");
     expect(r, {d, gates_ * h, h}, "R");
     if (optional_input(in, 3)) expect(float_input(in, 3), {d, 2 * gates_ * h}, "B");
     if (const TensorView* lengths = optional_input(in, 4)) {
-      require(lengths->type == DType::i32 || lengths->type == DType::i64, "sequence_lens must be integers");
+      OFFRAMP_REQUIRE(lengths->type == DType::i32 || lengths->type == DType::i64, "sequence_lens must be integers");
       expect(*lengths, {batch}, "sequence_lens");
     }
     const Shape state = batch_first_ ? Shape{batch, d, h} : Shape{d, batch, h};
@@ -83,7 +83,7 @@ class RecurrentOperation final : public Operation {
   void prepare(std::span<const TensorView> in, const kernel::Kernels&) override {
     const TensorView &w = in[1], &r = in[2];
     const TensorView* b = optional_input(in, 3);
-    require(w.data && r.data && (!b || b->data), "weights must be known before the network runs");
+    OFFRAMP_REQUIRE(w.data && r.data && (!b || b->data), "weights must be known before the network runs");
     const Index h = r.shape[2], inputs = w.shape[2], n = gates_ * h;
     input_.clear();
     state_.clear();

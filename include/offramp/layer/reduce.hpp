@@ -62,8 +62,8 @@ class ReduceOperation final : public Operation {
   InputUse use(std::size_t i) const noexcept override { return i == 0 ? InputUse::data : InputUse::parameter; }
   void infer(std::span<const TensorView> in, std::span<TensorView> out) const override {
     const TensorView& x = required_input(in, 0);
-    require(is_float(x.type) || (f_.keeps_integers && x.type != DType::boolean),
-            "cannot take " + std::string(name_of(x.type)));
+    OFFRAMP_REQUIRE(is_float(x.type) || (f_.keeps_integers && x.type != DType::boolean),
+                    "cannot take " + std::string(name_of(x.type)));
     const auto folded = folded_axes(in);
     Shape s;
     for (int i = 0; i < x.shape.rank(); ++i) {
@@ -192,7 +192,7 @@ class ArgOperation final : public Operation {
   void infer(std::span<const TensorView> in, std::span<TensorView> out) const override {
     const TensorView& x = required_input(in, 0);
     const int axis = normalize_axis(axis_, x.shape.rank());
-    require(x.shape[axis] > 0, "axis of size 0 in " + x.shape.text());
+    OFFRAMP_REQUIRE(x.shape[axis] > 0, "axis of size 0 in " + x.shape.text());
     Shape s;
     for (int i = 0; i < x.shape.rank(); ++i) {
       if (i != axis || keep_) s.push_back(i == axis ? 1 : x.shape[i]);
@@ -232,7 +232,7 @@ class CumSumOperation final : public Operation {
   InputUse use(std::size_t i) const noexcept override { return i == 0 ? InputUse::data : InputUse::parameter; }
   void infer(std::span<const TensorView> in, std::span<TensorView> out) const override {
     const auto axis = known_integers(required_input(in, 1), "axis");
-    require(axis.size() == 1, "axis must be one number");
+    OFFRAMP_REQUIRE(axis.size() == 1, "axis must be one number");
     normalize_axis(axis[0], required_input(in, 0).shape.rank());
     set_output(out[0], in[0].type, in[0].shape);
   }
@@ -278,8 +278,8 @@ class TopKOperation final : public Operation {
     const TensorView& x = required_input(in, 0);
     const int axis = normalize_axis(axis_, x.shape.rank());
     const auto k = integers_of(nullptr, in, 1, "k", {k_});
-    require(k.size() == 1 && k[0] >= 0 && k[0] <= x.shape[axis],
-            "k does not fit axis " + std::to_string(axis) + " of " + x.shape.text());
+    OFFRAMP_REQUIRE(k.size() == 1 && k[0] >= 0 && k[0] <= x.shape[axis],
+                    "k does not fit axis " + std::to_string(axis) + " of " + x.shape.text());
     Shape s = x.shape;
     s[axis] = k[0];
     set_output(out[0], x.type, s);

@@ -20,7 +20,7 @@ class SoftmaxOperation final : public Operation {
   void infer(std::span<const TensorView> in, std::span<TensorView> out) const override {
     const TensorView& x = float_input(in, 0);
     const int rank = x.shape.rank();
-    require(axis_ == rank && flatten_ ? true : normalize_axis(axis_, rank) >= 0, "axis");
+    OFFRAMP_REQUIRE(axis_ == rank && flatten_ ? true : normalize_axis(axis_, rank) >= 0, "axis");
     set_output(out[0], x.type, x.shape);
   }
   Cost cost(std::span<const TensorView> in, std::span<const TensorView>) const noexcept override {

@@ -104,15 +104,15 @@ class WindowAttributes {
         pads_(node.integers("pads")),
         auto_pad_(node.text("auto_pad", "NOTSET")),
         ceil_(node.integer("ceil_mode", 0) != 0) {
-    require(auto_pad_ == "NOTSET" || auto_pad_ == "" || auto_pad_ == "VALID" || auto_pad_ == "SAME_UPPER" ||
-                auto_pad_ == "SAME_LOWER",
-            "auto_pad '" + auto_pad_ + "' is unknown");
+    OFFRAMP_REQUIRE(auto_pad_ == "NOTSET" || auto_pad_ == "" || auto_pad_ == "VALID" || auto_pad_ == "SAME_UPPER" ||
+                        auto_pad_ == "SAME_LOWER",
+                    "auto_pad '" + auto_pad_ + "' is unknown");
   }
 
   /// For an input [N, C, spatial...] (or channels last) and weights [O, I, kernel...].
   Window resolve(const Shape& x, const Shape& weights, bool channels_last) const {
     std::vector<Index> kernel(weights.begin() + 2, weights.end());
-    require(kernel_.empty() || kernel_ == kernel, "kernel_shape does not fit weights " + weights.text());
+    OFFRAMP_REQUIRE(kernel_.empty() || kernel_ == kernel, "kernel_shape does not fit weights " + weights.text());
     return resolve(x, kernel, channels_last);
   }
 
@@ -130,13 +130,13 @@ class WindowAttributes {
     std::vector<Index> kernel(weights.begin() + 2, weights.end());
     Window w = sized(x, kernel, false);
     const std::size_t n = kernel.size();
-    require(output_padding.empty() || output_padding.size() == n, "output_padding has the wrong length");
-    require(output_shape.empty() || output_shape.size() == n || output_shape.size() == n + 2,
-            "output_shape has the wrong length");
+    OFFRAMP_REQUIRE(output_padding.empty() || output_padding.size() == n, "output_padding has the wrong length");
+    OFFRAMP_REQUIRE(output_shape.empty() || output_shape.size() == n || output_shape.size() == n + 2,
+                    "output_shape has the wrong length");
     for (std::size_t i = 0; i < n; ++i) {
       const std::size_t a = 3 - n + i;
       const Index extra = output_padding.empty() ? 0 : output_padding[i];
-      require(extra >= 0 && extra < largest, "output_padding is out of range");
+      OFFRAMP_REQUIRE(extra >= 0 && extra < largest, "output_padding is out of range");
       const Index full = w.stride[a] * (w.in[a] - 1) + extra + (w.kernel[a] - 1) * w.dilation[a] + 1;
       Index wanted = -1;
       if (!output_shape.empty()) wanted = output_shape[output_shape.size() - n + i];
@@ -149,7 +149,7 @@ class WindowAttributes {
       } else {
         w.out[a] = full - w.begin[a] - w.end[a];
       }
-      require(w.out[a] > 0 && w.out[a] < largest, "the output has no size");
+      OFFRAMP_REQUIRE(w.out[a] > 0 && w.out[a] < largest, "the output has no size");
     }
     return w;
   }
@@ -158,11 +158,11 @@ class WindowAttributes {
   Window sized(const Shape& x, const std::vector<Index>& kernel, bool channels_last) const {
     const auto n = static_cast<std::size_t>(x.rank() - 2);
     const auto fits = [&](const std::vector<Index>& v, std::size_t size, const char* what) {
-      require(v.empty() || v.size() == size,
-              std::string(what) + " has " + std::to_string(v.size()) + " numbers, expected " + std::to_string(size));
+      OFFRAMP_REQUIRE(v.empty() || v.size() == size, std::string(what) + " has " + std::to_string(v.size()) +
+                                                         " numbers, expected " + std::to_string(size));
     };
-    require(kernel.size() == n,
-            "kernel_shape has " + std::to_string(kernel.size()) + " numbers, expected " + std::to_string(n));
+    OFFRAMP_REQUIRE(kernel.size() == n,
+                    "kernel_shape has " + std::to_string(kernel.size()) + " numbers, expected " + std::to_string(n));
     fits(strides_, n, "strides");
     fits(dilations_, n, "dilations");
     fits(pads_, 2 * n, "pads");
@@ -175,9 +175,9 @@ class WindowAttributes {
       if (!dilations_.empty()) w.dilation[a] = dilations_[i];
       if (!pads_.empty()) w.begin[a] = pads_[i], w.end[a] = pads_[i + n];
       for (const Index v : {w.kernel[a], w.stride[a], w.dilation[a]})
-        require(v > 0 && v < largest, "a kernel, stride or dilation is out of range");
-      for (const Index v : {w.begin[a], w.end[a]}) require(v >= 0 && v < largest, "a padding is out of range");
-      require(w.in[a] > 0 && w.in[a] < Index{1} << 40, "an input axis is empty");
+        OFFRAMP_REQUIRE(v > 0 && v < largest, "a kernel, stride or dilation is out of range");
+      for (const Index v : {w.begin[a], w.end[a]}) OFFRAMP_REQUIRE(v >= 0 && v < largest, "a padding is out of range");
+      OFFRAMP_REQUIRE(w.in[a] > 0 && w.in[a] < Index{1} << 40, "an input axis is empty");
     }
     return w;
   }
@@ -195,8 +195,8 @@ class WindowAttributes {
       }
       if (auto_pad_ == "VALID") w.begin[a] = w.end[a] = 0;
       const Index room = w.in[a] + w.begin[a] + w.end[a] - reach;
-      require(room >= 0,
-              "a window of " + std::to_string(reach) + " does not fit an input of " + std::to_string(w.in[a]));
+      OFFRAMP_REQUIRE(room >= 0,
+                      "a window of " + std::to_string(reach) + " does not fit an input of " + std::to_string(w.in[a]));
       w.out[a] = (room + (ceil_ ? w.stride[a] - 1 : 0)) / w.stride[a] + 1;
       // A window that would start in the padding at the end is left out, as PyTorch and ONNX Runtime do.
       if (ceil_ && (w.out[a] - 1) * w.stride[a] >= w.in[a] + w.begin[a]) --w.out[a];

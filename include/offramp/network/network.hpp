@@ -86,7 +86,7 @@ class Network {
   Cost head_cost(Index k) const noexcept { return d_->heads[static_cast<std::size_t>(k)]; }
 
   State make_state(Index capacity) const {
-    require(capacity > 0, "a session needs room for at least one sample");
+    OFFRAMP_REQUIRE(capacity > 0, "a session needs room for at least one sample");
     const auto padded = [](Index n) { return (n + 15) / 16 * 16; };
     const Index room = padded(checked_product(capacity, d_->widest)),
                 answers = padded(checked_product(capacity, d_->classes));
@@ -178,8 +178,8 @@ class Network {
       std::apply([&](auto&... part) { (add(part), ...); }, parts);
       classes = s.count();
       for (const Index n : answers)
-        require(n == classes,
-                "an exit answers " + std::to_string(n) + " classes, the network " + std::to_string(classes));
+        OFFRAMP_REQUIRE(n == classes,
+                        "an exit answers " + std::to_string(n) + " classes, the network " + std::to_string(classes));
     }
 
     std::tuple<Parts...> parts;

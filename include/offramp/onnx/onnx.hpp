@@ -164,11 +164,11 @@ inline std::string save_onnx(const Model& model, ExitForm form = ExitForm::outpu
     if (g[g.outputs[i]].type == DType::none) g[g.outputs[i]].type = DType::f32;
   }
   if (form == ExitForm::outputs) return onnx::write(g);
-  require(model.exit_count() > 1, "a network without early exits has none to nest");
-  require(g.opset >= 12 && g.opset < 18,
-          "nested exits need opset 12 to 17, the network has " + std::to_string(g.opset));
+  OFFRAMP_REQUIRE(model.exit_count() > 1, "a network without early exits has none to nest");
+  OFFRAMP_REQUIRE(g.opset >= 12 && g.opset < 18,
+                  "nested exits need opset 12 to 17, the network has " + std::to_string(g.opset));
   const auto policy = g.metadata.find("offramp.policy");
-  require(policy != g.metadata.end(), "nested exits need a policy: calibrate the network first");
+  OFFRAMP_REQUIRE(policy != g.metadata.end(), "nested exits need a policy: calibrate the network first");
   const std::vector<float> given = max_probability_thresholds(policy->second);
   std::vector<ValueId> exits;
   std::vector<float> thresholds;
@@ -183,7 +183,7 @@ inline std::string save_onnx(const Model& model, ExitForm form = ExitForm::outpu
     thresholds.push_back(t);
     if (!last) kept += (kept.empty() ? "" : ",") + policy_number(t);
   }
-  require(exits.size() > 1, "the policy never takes an early exit");
+  OFFRAMP_REQUIRE(exits.size() > 1, "the policy never takes an early exit");
   Graph nested = detail::nest_exits(g, exits, thresholds);
   nested.metadata = g.metadata;
   nested.metadata["offramp.policy"] = "max-probability:" + kept;

@@ -105,21 +105,21 @@ inline Tensor read_tensor(pbf_reader r, std::string& name, const Limits& limits)
     }
   }
   const std::string what = "tensor '" + name + "'";
-  require(!external, what + " keeps its data in another file, which is not supported");
-  require(type != 8, what + " holds strings, which are not supported");
+  OFFRAMP_REQUIRE(!external, what + " keeps its data in another file, which is not supported");
+  OFFRAMP_REQUIRE(type != 8, what + " holds strings, which are not supported");
   const auto dtype = type > 0 && type < 256 ? static_cast<DType>(type) : DType::none;
-  require(size_of(dtype) > 0, what + " has the unsupported element type " + std::to_string(type));
-  require(dims.size() <= Shape::max_rank, what + " has more than 8 axes");
+  OFFRAMP_REQUIRE(size_of(dtype) > 0, what + " has the unsupported element type " + std::to_string(type));
+  OFFRAMP_REQUIRE(dims.size() <= Shape::max_rank, what + " has more than 8 axes");
   const Shape shape{std::span<const Index>(dims)};
   const Index count = shape.checked_count();
   const Index bytes = checked_product(count, static_cast<Index>(size_of(dtype)));
   // The data must be there before memory is taken for it.
   const auto found = has_raw ? static_cast<Index>(raw.size())
                              : static_cast<Index>(integers.size() + floats.size() + doubles.size() + naturals.size());
-  require(found == (has_raw ? bytes : count),
-          what + " of shape " + shape.text() + " and type " + std::string(name_of(dtype)) + ": expected " +
-              std::to_string(has_raw ? bytes : count) + (has_raw ? " bytes" : " elements") + ", found " +
-              std::to_string(found));
+  OFFRAMP_REQUIRE(found == (has_raw ? bytes : count),
+                  what + " of shape " + shape.text() + " and type " + std::string(name_of(dtype)) + ": expected " +
+                      std::to_string(has_raw ? bytes : count) + (has_raw ? " bytes" : " elements") + ", found " +
+                      std::to_string(found));
   Tensor t(dtype, shape, limits.tensor_bytes);
   if (has_raw) {
     if (bytes > 0) std::memcpy(t.mutable_data(), raw.data(), raw.size());
@@ -176,7 +176,7 @@ inline Value read_value_info(pbf_reader r) {
                 else
                   dim.skip();
               }
-              require(v.sizes.size() < Shape::max_rank, "'" + v.name + "' has more than 8 axes");
+              OFFRAMP_REQUIRE(v.sizes.size() < Shape::max_rank, "'" + v.name + "' has more than 8 axes");
               v.sizes.push_back(size < 0 ? dynamic : size);
               v.labels.push_back(std::move(label));
             }
@@ -209,7 +209,7 @@ struct Scope {
     return names[name] = v;
   }
   ValueId define(const std::string& name) {
-    require(!names.contains(name), "value '" + name + "' is defined twice");
+    OFFRAMP_REQUIRE(!names.contains(name), "value '" + name + "' is defined twice");
     return names[name] = graph.add_value(name);
   }
 };
@@ -361,7 +361,7 @@ inline RawNode read_node(pbf_reader r) {
 }
 
 inline Graph read_graph(pbf_reader r, Index opset, Scope* outer, const Limits& limits, int depth) {
-  require(depth <= limits.subgraph_depth, "subgraphs are nested too deeply");
+  OFFRAMP_REQUIRE(depth <= limits.subgraph_depth, "subgraphs are nested too deeply");
   Graph g;
   g.opset = opset;
   Scope scope{g, outer};
@@ -431,13 +431,13 @@ inline Graph read_graph(pbf_reader r, Index opset, Scope* outer, const Limits& l
   }
   for (Value& v : outputs) {
     const ValueId id = scope.find(v.name);
-    require(id != no_value, "output '" + v.name + "' is defined nowhere");
+    OFFRAMP_REQUIRE(id != no_value, "output '" + v.name + "' is defined nowhere");
     g.outputs.push_back(id);
     Value& own = g[id];
     if (own.type == DType::none) own.type = v.type;
     if (!own.has_shape) own.has_shape = v.has_shape, own.sizes = std::move(v.sizes), own.labels = std::move(v.labels);
   }
-  require(!g.outputs.empty(), "the graph has no output");
+  OFFRAMP_REQUIRE(!g.outputs.empty(), "the graph has no output");
   g.sort();
   return g;
 }
@@ -485,9 +485,9 @@ inline Graph read_model(pbf_reader r, const Limits& limits) {
         r.skip();
     }
   }
-  require(has_graph, "this is no ONNX file: it holds no graph");
+  OFFRAMP_REQUIRE(has_graph, "this is no ONNX file: it holds no graph");
   if (opset == 0) opset = 1;
-  require(
+  OFFRAMP_REQUIRE(
       opset > 0 && opset <= newest_opset,
       "opset " + std::to_string(opset) + " is not known; the newest that is known is " + std::to_string(newest_opset));
   Graph g = read_graph(pbf_reader(graph_bytes), opset, nullptr, limits, 0);

@@ -12,7 +12,7 @@ struct FlopBudget {
   Verdict operator()(ExitContext& c) const noexcept {
     return {c.spent.flops + c.next.flops > flops, c.probabilities[static_cast<std::size_t>(c.label())]};
   }
-  void validate(Index, Index) const { require(flops > 0, "a FLOP budget must be positive"); }
+  void validate(Index, Index) const { OFFRAMP_REQUIRE(flops > 0, "a FLOP budget must be positive"); }
 };
 
 }  // namespace offramp

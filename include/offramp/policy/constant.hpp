@@ -13,7 +13,9 @@ struct Always {
     return {c.exit >= exit, c.probabilities[static_cast<std::size_t>(c.label())]};
   }
   bool wants(Index e) const noexcept { return e >= exit; }
-  void validate(Index exits, Index) const { require(exit >= 0 && exit < exits, "the network has no such exit"); }
+  void validate(Index exits, Index) const {
+    OFFRAMP_REQUIRE(exit >= 0 && exit < exits, "the network has no such exit");
+  }
 };
 
 /// Never leaves early: the whole network, without its heads.

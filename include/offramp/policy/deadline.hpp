@@ -14,7 +14,7 @@ struct Deadline {
   Verdict operator()(ExitContext& c) const noexcept {
     return {std::chrono::steady_clock::now() - c.start >= limit, c.probabilities[static_cast<std::size_t>(c.label())]};
   }
-  void validate(Index, Index) const { require(limit.count() >= 0, "a deadline must not be negative"); }
+  void validate(Index, Index) const { OFFRAMP_REQUIRE(limit.count() >= 0, "a deadline must not be negative"); }
 };
 
 }  // namespace offramp

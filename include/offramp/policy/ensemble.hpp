@@ -40,10 +40,10 @@ struct Ensemble {
   }
   bool wants(Index exit) const noexcept { return weight(exit) > 0 || policy_wants(policy, exit); }
   void validate(Index exits, Index classes) const {
-    require(weights.empty() || static_cast<Index>(weights.size()) == exits,
-            "the ensemble has " + std::to_string(weights.size()) + " weights, the network has " +
-                std::to_string(exits) + " exits");
-    for (const float w : weights) require(w >= 0, "an ensemble's weights must not be negative");
+    OFFRAMP_REQUIRE(weights.empty() || static_cast<Index>(weights.size()) == exits,
+                    "the ensemble has " + std::to_string(weights.size()) + " weights, the network has " +
+                        std::to_string(exits) + " exits");
+    for (const float w : weights) OFFRAMP_REQUIRE(w >= 0, "an ensemble's weights must not be negative");
     policy_validate(policy, exits, classes);
   }
 

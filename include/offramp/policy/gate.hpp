@@ -52,9 +52,9 @@ struct Gate {
     return thresholds.any(exit, [](float t) { return t <= 1; });
   }
   void validate(Index exits, Index classes) const {
-    require(static_cast<Index>(weights.size()) == exits - 1,
-            "the gate has weights for " + std::to_string(weights.size()) + " exits, the network has " +
-                std::to_string(exits - 1) + " early exits");
+    OFFRAMP_REQUIRE(static_cast<Index>(weights.size()) == exits - 1,
+                    "the gate has weights for " + std::to_string(weights.size()) + " exits, the network has " +
+                        std::to_string(exits - 1) + " early exits");
     thresholds.validate(exits, classes);
   }
 };

@@ -51,8 +51,8 @@ inline double parse_number(std::string_view s, std::string_view whole) {
   if (s == "-inf") return -std::numeric_limits<double>::infinity();
   double v = 0;
   const auto [end, error] = std::from_chars(s.data(), s.data() + s.size(), v);
-  require(error == std::errc() && end == s.data() + s.size() && std::isfinite(v),
-          "policy '" + std::string(whole) + "': '" + std::string(s) + "' is not a number");
+  OFFRAMP_REQUIRE(error == std::errc() && end == s.data() + s.size() && std::isfinite(v),
+                  "policy '" + std::string(whole) + "': '" + std::string(s) + "' is not a number");
   return v;
 }
 
@@ -83,12 +83,12 @@ inline std::vector<std::string_view> split_parts(std::string_view s) {
 }
 
 inline AnyPolicy parse_policy(std::string_view s, int depth) {
-  require(depth < 16, "a policy is nested too deeply");
+  OFFRAMP_REQUIRE(depth < 16, "a policy is nested too deeply");
   s = trimmed(s);
   const std::string whole(s);
   const auto open = s.find('('), colon = s.find(':');
   if (open != std::string_view::npos && (colon == std::string_view::npos || open < colon)) {
-    require(s.back() == ')', "policy '" + whole + "' does not end in ')'");
+    OFFRAMP_REQUIRE(s.back() == ')', "policy '" + whole + "' does not end in ')'");
     const std::string_view name = trimmed(s.substr(0, open));
     const auto parts = split_parts(s.substr(open + 1, s.size() - open - 2));
     const auto policy = [&](std::size_t i) { return parse_policy(parts[i], depth + 1); };
@@ -110,7 +110,7 @@ inline AnyPolicy parse_policy(std::string_view s, int depth) {
   const std::string_view rest = colon == std::string_view::npos ? std::string_view() : s.substr(colon + 1);
   if (name == "never" && rest.empty()) return Never{};
   if (name == "always") return Always{rest.empty() ? 0 : static_cast<Index>(parse_number(rest, whole))};
-  require(!rest.empty(), "policy '" + whole + "' is unknown or lacks its number");
+  OFFRAMP_REQUIRE(!rest.empty(), "policy '" + whole + "' is unknown or lacks its number");
   if (name == "max-probability") return MaxProbability{Thresholds(parse_numbers(rest, whole))};
   if (name == "entropy") return Entropy{Thresholds(parse_numbers(rest, whole))};
   if (name == "margin") return Margin{Thresholds(parse_numbers(rest, whole))};
@@ -122,17 +122,19 @@ inline AnyPolicy parse_policy(std::string_view s, int depth) {
         std::chrono::nanoseconds(static_cast<std::int64_t>(std::min(1e9, parse_number(rest, whole)) * 1e9))};
   if (name == "max-probability-per-class") {
     const auto second = rest.find(':');
-    require(second != std::string_view::npos, "policy '" + whole + "' lacks its thresholds");
+    OFFRAMP_REQUIRE(second != std::string_view::npos, "policy '" + whole + "' lacks its thresholds");
     const double classes = parse_number(rest.substr(0, second), whole);
-    require(classes >= 1 && classes < 1e6, "policy '" + whole + "' has a number of classes that is out of range");
+    OFFRAMP_REQUIRE(classes >= 1 && classes < 1e6,
+                    "policy '" + whole + "' has a number of classes that is out of range");
     return MaxProbability{
         Thresholds::per_class(parse_numbers(rest.substr(second + 1), whole), static_cast<Index>(classes))};
   }
   if (name == "gate") {
     const auto parts = split_parts(rest);
-    require(parts.size() == 2, "policy '" + whole + "' lacks its thresholds");
+    OFFRAMP_REQUIRE(parts.size() == 2, "policy '" + whole + "' lacks its thresholds");
     const auto numbers = parse_numbers(parts[0], whole);
-    require(numbers.size() % Gate::feature_count == 0, "policy '" + whole + "': expected 5 weights for each exit");
+    OFFRAMP_REQUIRE(numbers.size() % Gate::feature_count == 0,
+                    "policy '" + whole + "': expected 5 weights for each exit");
     Gate g{{}, Thresholds(parse_numbers(parts[1], whole))};
     for (std::size_t i = 0; i < numbers.size(); i += Gate::feature_count) {
       g.weights.emplace_back();
@@ -168,7 +170,7 @@ inline std::string policy_text(std::string_view name, const std::vector<float>& 
 /// The thresholds of a `max-probability` policy; raises an Error where the text is another one.
 inline std::vector<float> max_probability_thresholds(const std::string& text) {
   constexpr std::string_view prefix = "max-probability:";
-  require(text.starts_with(prefix), "expected a max-probability policy, found '" + text + "'");
+  OFFRAMP_REQUIRE(text.starts_with(prefix), "expected a max-probability policy, found '" + text + "'");
   return detail::parse_numbers(std::string_view(text).substr(prefix.size()), text);
 }
 

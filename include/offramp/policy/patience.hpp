@@ -21,7 +21,7 @@ struct Patience {
     }
     return {agreements >= exits, static_cast<float>(agreements) / static_cast<float>(exits > 0 ? exits : 1)};
   }
-  void validate(Index, Index) const { require(exits > 0, "patience must be positive"); }
+  void validate(Index, Index) const { OFFRAMP_REQUIRE(exits > 0, "patience must be positive"); }
 };
 
 }  // namespace offramp

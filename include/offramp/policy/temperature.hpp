@@ -28,9 +28,10 @@ struct Temperature {
   }
   bool wants(Index exit) const noexcept { return policy_wants(policy, exit); }
   void validate(Index exits, Index classes) const {
-    require(temperatures.size() == 1 || static_cast<Index>(temperatures.size()) == exits,
-            "expected 1 or " + std::to_string(exits) + " temperatures, found " + std::to_string(temperatures.size()));
-    for (const float t : temperatures) require(t > 0, "a temperature must be positive");
+    OFFRAMP_REQUIRE(
+        temperatures.size() == 1 || static_cast<Index>(temperatures.size()) == exits,
+        "expected 1 or " + std::to_string(exits) + " temperatures, found " + std::to_string(temperatures.size()));
+    for (const float t : temperatures) OFFRAMP_REQUIRE(t > 0, "a temperature must be positive");
     policy_validate(policy, exits, classes);
   }
 };

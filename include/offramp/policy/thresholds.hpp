@@ -20,15 +20,15 @@ class Thresholds {
   Thresholds(float all) : values_{all} {}  // NOLINT(google-explicit-constructor): a number is a threshold
   /// One number for each early exit, in depth order.
   Thresholds(std::initializer_list<float> each) : values_(each) {
-    require(!values_.empty(), "a policy needs a threshold");
+    OFFRAMP_REQUIRE(!values_.empty(), "a policy needs a threshold");
   }
   explicit Thresholds(std::vector<float> each) : values_(std::move(each)) {
-    require(!values_.empty(), "a policy needs a threshold");
+    OFFRAMP_REQUIRE(!values_.empty(), "a policy needs a threshold");
   }
   /// One number for each early exit and class, [exit][class].
   static Thresholds per_class(std::vector<float> values, Index classes) {
-    require(classes > 0 && !values.empty() && static_cast<Index>(values.size()) % classes == 0,
-            "thresholds for each class do not fill whole exits");
+    OFFRAMP_REQUIRE(classes > 0 && !values.empty() && static_cast<Index>(values.size()) % classes == 0,
+                    "thresholds for each class do not fill whole exits");
     Thresholds t(std::move(values));
     t.classes_ = classes;
     return t;
@@ -52,12 +52,12 @@ class Thresholds {
   void validate(Index exits, Index classes) const {
     const Index rows =
         classes_ == 0 ? static_cast<Index>(values_.size()) : static_cast<Index>(values_.size()) / classes_;
-    require(classes_ == 0 || classes_ == classes, "the policy has thresholds for " + std::to_string(classes_) +
-                                                      " classes, the network has " + std::to_string(classes));
-    require((rows == 1 && classes_ == 0) || rows == exits - 1, "the policy has " + std::to_string(rows) +
-                                                                   " thresholds, the network has " +
-                                                                   std::to_string(exits - 1) + " early exits");
-    for (const float v : values_) require(v == v, "a threshold is not a number");
+    OFFRAMP_REQUIRE(classes_ == 0 || classes_ == classes, "the policy has thresholds for " + std::to_string(classes_) +
+                                                              " classes, the network has " + std::to_string(classes));
+    OFFRAMP_REQUIRE((rows == 1 && classes_ == 0) || rows == exits - 1, "the policy has " + std::to_string(rows) +
+                                                                           " thresholds, the network has " +
+                                                                           std::to_string(exits - 1) + " early exits");
+    for (const float v : values_) OFFRAMP_REQUIRE(v == v, "a threshold is not a number");
   }
 
  private:

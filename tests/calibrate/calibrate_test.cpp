@@ -1,0 +1,76 @@
+#include "offramp/calibrate/calibrate.hpp"
+
+#include <gtest/gtest.h>
+
+#include "graphs.hpp"
+#include "offramp/graph/model.hpp"
+#include "offramp/policy/max_probability.hpp"
+#include "offramp/session/session.hpp"
+
+namespace offramp {
+namespace {
+
+// Three exits; the first is right exactly where it is surer than 0.5, the second where it is surer than 0.2.
+ExitRecords made_up(Index n) {
+  ExitRecords r;
+  r.samples = n;
+  r.exits = 3;
+  r.stages = {Cost::plain(10), Cost::plain(40), Cost::plain(50)};
+  r.heads = {Cost::plain(1), Cost::plain(1), {}};
+  const auto u = test::random_floats(2 * n, 3, 0, 1);
+  for (Index i = 0; i < n; ++i) {
+    const float a = u[static_cast<std::size_t>(2 * i)], b = u[static_cast<std::size_t>(2 * i + 1)];
+    r.confidence.insert(r.confidence.end(), {a, b, 1.0f});
+    r.right.insert(r.right.end(), {static_cast<std::uint8_t>(a > 0.5f), static_cast<std::uint8_t>(b > 0.2f), 1});
+  }
+  return r;
+}
+
+TEST(Calibrate, FindsTheThresholdsThatLoseNothing) {
+  const auto r = made_up(4000);
+  const Calibration c = calibrate_thresholds(r, {.max_accuracy_drop = 0.0, .flops_budget = {}});
+  EXPECT_EQ(c.outcome.accuracy, 1.0);
+  EXPECT_NEAR(c.thresholds[0], 0.5f, 0.03f);
+  EXPECT_NEAR(c.thresholds[1], 0.2f, 0.03f);
+  // Half leave at the first exit, eight tenths of the rest at the second.
+  EXPECT_NEAR(c.outcome.mean_flops, 0.5 * 11 + 0.4 * 52 + 0.1 * 102, 1.5);
+}
+
+TEST(Calibrate, SwitchesOffExitsThatDoNotPay) {
+  auto r = made_up(1000);
+  r.heads[0] = Cost::plain(60);  // dearer than what it can save
+  const Calibration c = calibrate_thresholds(r, {.max_accuracy_drop = 0.0, .flops_budget = {}});
+  EXPECT_TRUE(std::isinf(c.thresholds[0]));
+  EXPECT_FALSE(std::isinf(c.thresholds[1]));
+}
+
+TEST(Calibrate, KeepsToABudgetOrSaysThatItCannot) {
+  const auto r = made_up(2000);
+  const Calibration c = calibrate_thresholds(r, {.max_accuracy_drop = {}, .flops_budget = 25});
+  EXPECT_LE(c.outcome.mean_flops, 25);
+  EXPECT_GT(c.outcome.accuracy, 0.8);
+  EXPECT_THROW(calibrate_thresholds(r, {.max_accuracy_drop = {}, .flops_budget = 5}), Error);
+  EXPECT_THROW(calibrate_thresholds(r, {}), Error);
+}
+
+// What the records predict is what a session then does.
+TEST(Calibrate, OutcomeIsWhatASessionDoes) {
+  const Model m(test::residual_network());
+  const auto x = test::random_floats(200 * 192, 5, -2, 2);
+  const auto r = record_exits(m, MaxProbability{Thresholds(1.0f)}, x, {}, [](Index) {});
+  for (const float t : {0.35f, 0.5f, 0.7f}) {
+    const Outcome o = apply_thresholds(r, std::vector<float>{t, t});
+    Session s(m, MaxProbability{t}, 200);
+    double flops = 0;
+    Index first = 0;
+    for (const Prediction& p : s.predict(x)) {
+      flops += static_cast<double>(p.cost.flops) / 200;
+      first += p.exit == 0;
+    }
+    EXPECT_NEAR(o.mean_flops, flops, 1e-6 * flops);
+    EXPECT_NEAR(o.shares[0], static_cast<double>(first) / 200, 1e-9);
+  }
+}
+
+}  // namespace
+}  // namespace offramp

@@ -1,0 +1,60 @@
+// One model shared by eight threads, each with its own session, gives bitwise the results of one thread.
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <thread>
+#include <vector>
+
+#include "graphs.hpp"
+#include "offramp/graph/model.hpp"
+#include "offramp/policy/max_probability.hpp"
+#include "offramp/session/session.hpp"
+
+namespace offramp {
+namespace {
+
+struct Answer {
+  Index label, exit;
+  std::vector<float> probabilities;
+  bool operator==(const Answer& o) const {
+    return label == o.label && exit == o.exit &&
+           std::memcmp(probabilities.data(), o.probabilities.data(), probabilities.size() * sizeof(float)) == 0;
+  }
+};
+
+TEST(Threads, OneModelEightThreadsBitwiseEqual) {
+  const Model model(test::residual_network());
+  constexpr Index count = 64, size = 192;
+  const auto x = test::random_floats(count * size, 9, -2, 2);
+  const auto answers = [&](Index batch) {
+    Session s(model, MaxProbability{0.4f}, batch);
+    std::vector<Answer> all;
+    for (Index i = 0; i < count; i += batch) {
+      for (const Prediction& p : s.predict(
+               std::span(x).subspan(static_cast<std::size_t>(i * size), static_cast<std::size_t>(batch * size)))) {
+        all.push_back({p.label, p.exit, {p.probabilities.begin(), p.probabilities.end()}});
+      }
+    }
+    return all;
+  };
+  for (const Index batch : {1, 16}) {
+    const auto expected = answers(batch);
+    std::vector<std::vector<Answer>> found(8);
+    {
+      std::vector<std::jthread> threads;
+      for (auto& f : found)
+        threads.emplace_back([&f, &answers, batch] {
+          for (int round = 0; round < 3; ++round) f = answers(batch);
+        });
+    }
+    for (const auto& f : found) EXPECT_TRUE(f == expected);
+  }
+}
+
+TEST(Threads, LoadingSideBySide) {
+  std::vector<std::jthread> threads;
+  for (int i = 0; i < 4; ++i) threads.emplace_back([] { EXPECT_EQ(Model(test::residual_network()).exit_count(), 3); });
+}
+
+}  // namespace
+}  // namespace offramp
