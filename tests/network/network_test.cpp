@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "graphs.hpp"
+#include "offramp/calibrate/calibrate.hpp"
 #include "offramp/exit/heads.hpp"
 #include "offramp/graph/model.hpp"
 #include "offramp/policy/max_probability.hpp"
@@ -50,7 +51,12 @@ TEST(Network, EqualsTheGraphOfTheSameLayers) {
     EXPECT_EQ(net.head_cost(k).macs, model.head_cost(k).macs);
   }
   const auto samples = test::random_floats(9 * 192, 7, -2, 2);
-  Session a(net, MaxProbability{0.6f}, 9), c(model, MaxProbability{0.6f}, 9);
+  auto sure = record_exits(net, MaxProbability{Thresholds(1.0f)}, samples, {}, [](Index) {}).confidence;  // [sample][exit]
+  std::vector<float> first;
+  for (std::size_t i = 0; i < sure.size(); i += 2) first.push_back(sure[i]);
+  std::nth_element(first.begin(), first.begin() + 4, first.end());
+  Session a(net, MaxProbability{first[4] - 1e-4f}, 9);
+  Session c(model, MaxProbability{first[4] - 1e-4f}, 9);
   const auto p = a.predict(samples), q = c.predict(samples);
   Index early = 0;
   for (std::size_t i = 0; i < 9; ++i) {

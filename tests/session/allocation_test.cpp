@@ -2,71 +2,25 @@
 #include <gtest/gtest.h>
 #include <pthread.h>
 
-#include <atomic>
-#include <cerrno>
-#include <cstdlib>
-#include <new>
+#include <chrono>
 
+#include "counting_allocator.hpp"
 #include "offramp/onnx/onnx.hpp"
 #include "offramp/session/model_session.hpp"
 #include "reference.hpp"
-
-namespace {
-std::atomic<long> allocations{0};
-std::atomic<long> locks{0};
-}  // namespace
-
-#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-#define OFFRAMP_COUNTS_ALLOCATIONS 1
-void* operator new(std::size_t n) {
-  ++allocations;
-  if (void* p = std::malloc(n ? n : 1)) return p;
-  throw std::bad_alloc();
-}
-void* operator new(std::size_t n, std::align_val_t a) {
-  ++allocations;
-  const auto align = static_cast<std::size_t>(a);
-  if (void* p = std::aligned_alloc(align, (n + align) / align * align)) return p;
-  throw std::bad_alloc();
-}
-void operator delete(void* p) noexcept {
-  std::free(p);
-}
-void operator delete(void* p, std::size_t) noexcept {
-  std::free(p);
-}
-void operator delete(void* p, std::align_val_t) noexcept {
-  std::free(p);
-}
-void operator delete(void* p, std::size_t, std::align_val_t) noexcept {
-  std::free(p);
-}
-
-// Stands before the one in libc and takes the lock by trying.
-extern "C" int pthread_mutex_lock(pthread_mutex_t* m) noexcept {
-  ++locks;
-  while (const int r = pthread_mutex_trylock(m)) {
-    if (r != EBUSY) return r;
-  }
-  return 0;
-}
-#else
-#define OFFRAMP_COUNTS_ALLOCATIONS 0
-#endif
 
 namespace offramp {
 namespace {
 
 TEST(Allocation, TheCountersCount) {
-#if OFFRAMP_COUNTS_ALLOCATIONS
-  const long a = allocations, l = locks;
-  delete new int(3);  // NOLINT
+  if (!test::counts_allocations) return;  // a sanitizer has the allocator
+  const long a = test::allocations(), l = test::locks();
+  ::operator delete(::operator new(3));
   pthread_mutex_t m = PTHREAD_MUTEX_INITIALIZER;
   pthread_mutex_lock(&m);
   pthread_mutex_unlock(&m);
-  EXPECT_GT(allocations, a);
-  EXPECT_GT(locks, l);
-#endif
+  EXPECT_GT(test::allocations(), a);
+  EXPECT_GT(test::locks(), l);
 }
 
 TEST(Allocation, PredictAllocatesNothingAndTakesNoLock) {
@@ -77,14 +31,14 @@ TEST(Allocation, PredictAllocatesNothingAndTakesNoLock) {
       Session s(m, parse_policy(policy), batch);
       const auto x = test::random_floats(batch * m.sample_size(), 3, 0, 1);
       s.predict(x);
-      const long a = allocations, l = locks;
+      const long a = test::allocations(), l = test::locks();
       for (int i = 0; i < 3; ++i) {
         s.predict(x);
         s.predict_full(x);
         s.predict_until(x, std::chrono::steady_clock::now());
       }
-      EXPECT_EQ(allocations, a) << policy << " batch " << batch;
-      EXPECT_EQ(locks, l) << policy << " batch " << batch;
+      EXPECT_EQ(test::allocations(), a) << policy << " batch " << batch;
+      EXPECT_EQ(test::locks(), l) << policy << " batch " << batch;
     }
   }
 }

@@ -25,7 +25,7 @@ std::vector<float> samples(Index n) {
 
 TEST(Session, BatchWithCompactionEqualsSingleSamples) {
   const auto x = samples(33);
-  for (const float t : {0.3f, 0.4f, 0.6f, 0.9f}) {
+  for (const float t : {0.3f, 0.62f, 0.7f, 0.999f}) {
     Session one(model(), MaxProbability{t}), many(model(), MaxProbability{t}, 33);
     const auto batch = many.predict(x);
     std::vector<Index> per_exit(3, 0);
@@ -38,8 +38,8 @@ TEST(Session, BatchWithCompactionEqualsSingleSamples) {
       EXPECT_FLOAT_EQ(p.confidence, q.confidence);
       ++per_exit[static_cast<std::size_t>(p.exit)];
     }
-    if (t == 0.4f) {
-      for (const Index n : per_exit) EXPECT_GT(n, 0);  // the test is worth something: samples leave at every exit
+    if (t == 0.7f) {
+      for (const Index n : per_exit) EXPECT_GT(n, 0);  // samples leave at every exit
     }
   }
 }
@@ -162,7 +162,7 @@ TEST(Session, ProgressiveStopsWithTheBestAnswerSoFar) {
 
 TEST(Session, PatienceLooksAtTheSamplesOwnHistory) {
   const auto x = samples(16);
-  Session s(model(), Patience{1}, 16), all(model(), Never{}, 16);
+  Session s(model(), Patience{1}, 16);
   const auto p = s.predict(x);
   for (Index i = 0; i < 16; ++i) {
     const std::vector<Tensor> in{

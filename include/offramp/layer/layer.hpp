@@ -15,6 +15,9 @@ namespace offramp {
 /// Sizes that the compiler does not know.
 struct UnknownExtents {
   static constexpr bool is_static = false;
+  static constexpr int rank = -1;
+  template <int Axis>
+  static constexpr Index size = dynamic;
 };
 
 /// A layer: a plain type that, told its input's shape (channels, height, width; or one axis), answers its output's, and
@@ -40,7 +43,7 @@ struct OutputOf {
 };
 template <class L, class In>
 requires requires {
-  typename L::template Output<In>;
+  typename L::template Output<UnknownExtents>;  // it has one; where In does not fit, that is an error
 }
 struct OutputOf<L, In> {
   using type = typename L::template Output<In>;

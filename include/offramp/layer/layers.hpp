@@ -185,7 +185,7 @@ class GlobalAveragePool {
  public:
   template <class I>
   requires(!I::is_static || I::rank == 3) using Output =
-      std::conditional_t<I::is_static, Extents<I::is_static ? I::sizes[0] : 0>, UnknownExtents>;
+      std::conditional_t<I::is_static, Extents<I::template size<0>>, UnknownExtents>;
 
   Shape bind(const Shape& in, const kernel::Kernels&) {
     OFFRAMP_REQUIRE(in.rank() == 3, "a pooling layer was given shape " + in.text());

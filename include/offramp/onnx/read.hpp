@@ -29,9 +29,26 @@ namespace detail {
 using protozero::pbf_reader;
 using protozero::pbf_wire_type;
 
+/// A field is read only as what it is: protozero asserts that, and a damaged file must not reach an assertion.
+inline void expect(const pbf_reader& r, pbf_wire_type type) {
+  OFFRAMP_REQUIRE(r.has_wire_type(type), "the file is damaged: field " + std::to_string(r.tag()) + " has another type than ONNX gives it");
+}
+inline protozero::data_view take_bytes(pbf_reader& r) {
+  expect(r, pbf_wire_type::length_delimited);
+  return r.get_view();
+}
+inline pbf_reader take_message(pbf_reader& r) { return pbf_reader(take_bytes(r)); }
 inline std::string text(pbf_reader& r) {
-  const auto v = r.get_view();
+  const auto v = take_bytes(r);
   return {v.data(), v.size()};
+}
+inline Index take_integer(pbf_reader& r) {
+  expect(r, pbf_wire_type::varint);
+  return r.get_int64();
+}
+inline float take_real(pbf_reader& r) {
+  expect(r, pbf_wire_type::fixed32);
+  return r.get_float();
 }
 
 /// A repeated number, packed or not.
@@ -46,11 +63,11 @@ void read_numbers(pbf_reader& r, std::vector<T>& to, One&& one, Packed&& packed)
 
 inline void read_integers(pbf_reader& r, std::vector<Index>& to) {
   read_numbers(
-      r, to, [](pbf_reader& x) { return x.get_int64(); }, [](pbf_reader& x) { return x.get_packed_int64(); });
+      r, to, [](pbf_reader& x) { return take_integer(x); }, [](pbf_reader& x) { return x.get_packed_int64(); });
 }
 inline void read_floats(pbf_reader& r, std::vector<float>& to) {
   read_numbers(
-      r, to, [](pbf_reader& x) { return x.get_float(); }, [](pbf_reader& x) { return x.get_packed_float(); });
+      r, to, [](pbf_reader& x) { return take_real(x); }, [](pbf_reader& x) { return x.get_packed_float(); });
 }
 
 /// TensorProto; its name goes to `name`.
@@ -68,14 +85,14 @@ inline Tensor read_tensor(pbf_reader r, std::string& name, const Limits& limits)
         read_integers(r, dims);
         break;
       case 2:
-        type = r.get_int32();
+        type = take_integer(r);
         break;
       case 4:
         read_floats(r, floats);
         break;
       case 5:
         read_numbers(
-            r, integers, [](pbf_reader& x) { return x.get_int32(); },
+            r, integers, [](pbf_reader& x) { return static_cast<std::int32_t>(take_integer(x)); },
             [](pbf_reader& x) { return x.get_packed_int32(); });
         break;
       case 7:
@@ -85,20 +102,21 @@ inline Tensor read_tensor(pbf_reader r, std::string& name, const Limits& limits)
         name = text(r);
         break;
       case 9:
-        raw = r.get_view(), has_raw = true;
+        raw = take_bytes(r), has_raw = true;
         break;
       case 10:
         read_numbers(
-            r, doubles, [](pbf_reader& x) { return x.get_double(); },
+            r, doubles, [](pbf_reader& x) { expect(x, pbf_wire_type::fixed64);
+            return x.get_double(); },
             [](pbf_reader& x) { return x.get_packed_double(); });
         break;
       case 11:
         read_numbers(
-            r, naturals, [](pbf_reader& x) { return x.get_uint64(); },
+            r, naturals, [](pbf_reader& x) { return static_cast<std::uint64_t>(take_integer(x)); },
             [](pbf_reader& x) { return x.get_packed_uint64(); });
         break;
       case 14:
-        external = r.get_int32() != 0;
+        external = take_integer(r) != 0;
         break;
       default:
         r.skip();
@@ -150,27 +168,27 @@ inline Value read_value_info(pbf_reader r) {
     if (r.tag() == 1) {
       v.name = text(r);
     } else if (r.tag() == 2) {
-      pbf_reader type = r.get_message();
+      pbf_reader type = take_message(r);
       while (type.next()) {
         if (type.tag() != 1) {
           type.skip();  // sequences, maps and optionals keep the type `none`
           continue;
         }
-        pbf_reader tensor = type.get_message();
+        pbf_reader tensor = take_message(type);
         while (tensor.next()) {
           if (tensor.tag() == 1) {
-            const auto t = tensor.get_int32();
+            const auto t = take_integer(tensor);
             v.type = t > 0 && t < 256 && size_of(static_cast<DType>(t)) > 0 ? static_cast<DType>(t) : DType::none;
           } else if (tensor.tag() == 2) {
             v.has_shape = true;
-            pbf_reader shape = tensor.get_message();
+            pbf_reader shape = take_message(tensor);
             while (shape.next(1)) {
-              pbf_reader dim = shape.get_message();
+              pbf_reader dim = take_message(shape);
               Index size = dynamic;
               std::string label;
               while (dim.next()) {
                 if (dim.tag() == 1)
-                  size = dim.get_int64();
+                  size = take_integer(dim);
                 else if (dim.tag() == 2)
                   label = text(dim);
                 else
@@ -237,22 +255,22 @@ inline Attribute read_attribute(pbf_reader r, Index opset, Scope& scope, const L
         a.name = text(r);
         break;
       case 2:
-        real = r.get_float();
+        real = take_real(r);
         break;
       case 3:
-        integer = r.get_int64();
+        integer = take_integer(r);
         break;
       case 4:
         string = text(r);
         break;
       case 5: {
         std::string ignored;
-        tensor = read_tensor(r.get_message(), ignored, limits);
+        tensor = read_tensor(take_message(r), ignored, limits);
         has_tensor = true;
         break;
       }
       case 6:
-        graph_bytes = r.get_view(), has_graph = true;
+        graph_bytes = take_bytes(r), has_graph = true;
         break;
       case 7:
         read_floats(r, reals);
@@ -264,7 +282,7 @@ inline Attribute read_attribute(pbf_reader r, Index opset, Scope& scope, const L
         strings.push_back(text(r));
         break;
       case 20:
-        type = r.get_int32();
+        type = take_integer(r);
         break;
       default:
         r.skip();
@@ -348,7 +366,7 @@ inline RawNode read_node(pbf_reader r) {
         n.node.op = text(r);
         break;
       case 5:
-        n.attributes.push_back(r.get_view());
+        n.attributes.push_back(take_bytes(r));
         break;
       case 7:
         n.node.domain = text(r);
@@ -370,22 +388,22 @@ inline Graph read_graph(pbf_reader r, Index opset, Scope* outer, const Limits& l
   while (r.next()) {
     switch (r.tag()) {
       case 1:
-        nodes.push_back(read_node(r.get_message()));
+        nodes.push_back(read_node(take_message(r)));
         break;
       case 2:
         g.name = text(r);
         break;
       case 5: {
         std::string name;
-        Tensor t = read_tensor(r.get_message(), name, limits);
+        Tensor t = read_tensor(take_message(r), name, limits);
         g[scope.define(name)].constant = std::move(t);
         break;
       }
       case 11:
-        inputs.push_back(read_value_info(r.get_message()));
+        inputs.push_back(read_value_info(take_message(r)));
         break;
       case 12:
-        outputs.push_back(read_value_info(r.get_message()));
+        outputs.push_back(read_value_info(take_message(r)));
         break;
       case 15:
         raise("sparse constants are not supported");
@@ -450,17 +468,17 @@ inline Graph read_model(pbf_reader r, const Limits& limits) {
   while (r.next()) {
     switch (r.tag()) {
       case 7:
-        graph_bytes = r.get_view(), has_graph = true;
+        graph_bytes = take_bytes(r), has_graph = true;
         break;
       case 8: {
-        pbf_reader o = r.get_message();
+        pbf_reader o = take_message(r);
         std::string domain;
         Index version = 0;
         while (o.next()) {
           if (o.tag() == 1)
             domain = text(o);
           else if (o.tag() == 2)
-            version = o.get_int64();
+            version = take_integer(o);
           else
             o.skip();
         }
@@ -468,7 +486,7 @@ inline Graph read_model(pbf_reader r, const Limits& limits) {
         break;
       }
       case 14: {
-        pbf_reader e = r.get_message();
+        pbf_reader e = take_message(r);
         std::string key, value;
         while (e.next()) {
           if (e.tag() == 1)
@@ -498,8 +516,8 @@ inline Graph read_model(pbf_reader r, const Limits& limits) {
 }  // namespace detail
 
 /// The graph of an ONNX file given as bytes. Raises an Error on anything that is not a well-formed model.
-inline Graph read(std::span<const std::byte> bytes, const Limits& limits = {}) {
-  const protozero::data_view view(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+inline Graph read(std::span<const std::byte> file, const Limits& limits = {}) {
+  const protozero::data_view view(reinterpret_cast<const char*>(file.data()), file.size());
   try {
     return detail::read_model(protozero::pbf_reader(view), limits);
   } catch (const protozero::exception& e) {
