@@ -2,9 +2,10 @@
 // Each time there must be an Error or a model that runs; no crash, nothing that takes 5 seconds, and no more memory
 // than the stated limits. Bits are flipped, bytes changed, runs removed, copied or cut off, half of the time in the
 // structure of the file rather than in its weights.
-#include <chrono>
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <ctime>
 #include <random>
 #include <string>
 #include <vector>
@@ -14,7 +15,10 @@
 
 namespace {
 
-using clock_type = std::chrono::steady_clock;
+// Time of this process alone: what else the machine does is no hang.
+double seconds() {
+  return static_cast<double>(std::clock()) / CLOCKS_PER_SEC;
+}
 
 // Byte ranges that are not tensor data: where structure can be damaged.
 std::vector<std::size_t> structure_of(const std::vector<std::byte>& file) {
@@ -79,7 +83,7 @@ int main(int argc, char** argv) {
       }
       if (file.empty()) break;
     }
-    const auto start = clock_type::now();
+    const double start = seconds();
     try {
       const Model model = load_onnx(std::span<const std::byte>(file), options);
       ++loaded;
@@ -96,10 +100,10 @@ int main(int argc, char** argv) {
     } catch (const Error&) {
       ++refused;
     }
-    const double seconds = std::chrono::duration<double>(clock_type::now() - start).count();
-    slowest = std::max(slowest, seconds);
-    if (seconds > 5) {
-      std::printf("mutation %ld took %.1f s\n", trial, seconds);
+    const double taken = seconds() - start;
+    slowest = std::max(slowest, taken);
+    if (taken > 5) {
+      std::printf("mutation %ld took %.1f s\n", trial, taken);
       return 1;
     }
   }
