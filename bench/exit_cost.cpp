@@ -1,0 +1,91 @@
+// What an exit costs, and what deciding costs: exit_cost MODEL.onnx [ROUNDS]
+//
+// For each exit k, in turn in one process: a session whose policy always leaves at k, and the stages up to k with k's
+// head, called directly. Then a session that asks every exit and never leaves, against all stages and heads called
+// directly: the difference is what policies, counter and bookkeeping take.
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <vector>
+
+#include "offramp/onnx/onnx.hpp"
+#include "offramp/policy/constant.hpp"
+#include "offramp/policy/max_probability.hpp"
+#include "offramp/session/session.hpp"
+
+namespace {
+
+using namespace offramp;
+
+template <class F>
+double microseconds(F&& f) {
+  const auto start = std::chrono::steady_clock::now();
+  f();
+  return std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start).count();
+}
+
+double median(std::vector<double> v) {
+  std::nth_element(v.begin(), v.begin() + static_cast<std::ptrdiff_t>(v.size() / 2), v.end());
+  return v[v.size() / 2];
+}
+
+// The policy that asks everywhere and leaves nowhere.
+struct AskOnly {
+  MaxProbability policy{0.9f};
+  Verdict operator()(ExitContext& c) const noexcept { return {false, policy(c).confidence}; }
+};
+
+// Medians of both, run alternately.
+template <class A, class B>
+std::pair<double, double> in_turn(long rounds, A&& a, B&& b) {
+  std::vector<double> x, y;
+  for (long i = 0; i < rounds; ++i) {
+    if (i % 2 == 0) {
+      x.push_back(microseconds(a));
+      y.push_back(microseconds(b));
+    } else {
+      y.push_back(microseconds(b));
+      x.push_back(microseconds(a));
+    }
+  }
+  return {median(x), median(y)};
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc < 2) return 2;
+  const long rounds = argc > 2 ? std::strtol(argv[2], nullptr, 10) : 2000;
+  const Model model = load_onnx(argv[1]);
+  const Index exits = model.exit_count();
+  const std::vector<float> x(static_cast<std::size_t>(model.sample_size()), 0.5f);
+  auto state = model.make_state(1);
+  const auto stages = [&](Index last, bool every_head) {
+    model.load(state, x.data(), 1);
+    for (Index k = 0; k <= last; ++k) {
+      model.run_stage(state, k);
+      if (every_head || k == last) model.run_head(state, k);
+    }
+  };
+  std::printf("%-12s %14s %14s %8s %14s\n", "exit", "session, us", "stages, us", "ratio", "of full FLOPs");
+  for (Index k = 0; k < exits; ++k) {
+    Session session(model, Always{k});
+    const auto [a, b] = in_turn(
+        rounds, [&] { session.predict(x); }, [&] { stages(k, false); });
+    const auto& e = model.exits()[static_cast<std::size_t>(k)];
+    std::printf("%-12s %14.2f %14.2f %8.4f %13.1f %%\n", e.name.c_str(), a, b, a / b,
+                100 * static_cast<double>(e.upto.flops) / static_cast<double>(model.exits().back().upto.flops));
+  }
+  Session asking(model, AskOnly{});
+  Session full(model, Never{});
+  const auto [a, b] = in_turn(
+      rounds, [&] { asking.predict(x); }, [&] { stages(exits - 1, true); });
+  const auto [f, unused] = in_turn(
+      rounds, [&] { full.predict_full(x); }, [] {});
+  static_cast<void>(unused);
+  std::printf(
+      "\nall exits asked %.2f us, stages and heads alone %.2f us: deciding takes %.2f us, %.2f %% of the full "
+      "network's %.2f us\n",
+      a, b, a - b, 100 * (a - b) / f, f);
+}

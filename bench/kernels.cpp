@@ -1,0 +1,54 @@
+// The matrix kernel on the shapes that networks have, for each instruction set; GFLOP/s in the column FLOPS.
+#include <benchmark/benchmark.h>
+
+#include <string>
+#include <vector>
+
+#include "offramp/kernel/dispatch.hpp"
+#include "offramp/kernel/pack.hpp"
+
+namespace {
+
+using namespace offramp;
+
+void gemm(benchmark::State& state, Isa isa) {
+  const kernel::Kernels& k = kernel::kernels_for(isa);
+  const Index m = state.range(0), n = state.range(1), depth = state.range(2);
+  const std::vector<float> a(static_cast<std::size_t>(m * depth), 0.5f), b(static_cast<std::size_t>(depth * n), 0.25f);
+  std::vector<float> packed(static_cast<std::size_t>(kernel::packed_size(depth, n))),
+      c(static_cast<std::size_t>(m * n));
+  kernel::pack(b.data(), n, 1, depth, n, 1.0f, packed.data());
+  kernel::Gemm g;
+  g.m = m, g.n = n, g.run = depth, g.a = a.data(), g.lda = depth, g.b = packed.data(), g.c = c.data(), g.ldc = n;
+  g.columns_outside = kernel::prefer_columns_outside(m, n, depth);
+  for (auto _ : state) {
+    k.gemm(g);
+    benchmark::ClobberMemory();
+  }
+  state.counters["FLOPS"] =
+      benchmark::Counter(static_cast<double>(2 * m * n * depth), benchmark::Counter::kIsIterationInvariantRate);
+}
+
+const bool registered = [] {
+  for (const Isa isa : available_isas()) {
+    auto* b = benchmark::RegisterBenchmark(("gemm/" + std::string(name_of(isa))).c_str(),
+                                           [isa](benchmark::State& s) { gemm(s, isa); });
+    for (const auto& [m, n, k] : std::vector<std::array<Index, 3>>{{512, 512, 512},
+                                                                   {3136, 64, 576},
+                                                                   {784, 128, 1152},
+                                                                   {196, 256, 2304},
+                                                                   {49, 512, 4608},
+                                                                   {1024, 16, 144},
+                                                                   {256, 32, 288},
+                                                                   {64, 64, 576},
+                                                                   {128, 256, 256},
+                                                                   {197, 2304, 768},
+                                                                   {1, 512, 784},
+                                                                   {32, 512, 784}}) {
+      b->Args({m, n, k});
+    }
+  }
+  return true;
+}();
+
+}  // namespace
