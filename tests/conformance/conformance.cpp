@@ -98,6 +98,15 @@ Case run_case(const fs::path& folder) {
       for (std::size_t i = 0; i < in.size() && i < model.inputs().size(); ++i) {
         if (model.inputs()[i].type == DType::bf16) in[i] = as_bf16(in[i]);
       }
+      // Some inputs of the data set are not of the shape that its model declares; those cases run node by node alone.
+      bool declared = true;
+      for (std::size_t i = 0; i < in.size() && i < model.inputs().size(); ++i) {
+        const auto& sizes = model.inputs()[i].sizes;
+        declared = declared && in[i].shape().rank() == static_cast<int>(sizes.size());
+        for (std::size_t a = 0; declared && a < sizes.size(); ++a)
+          declared = sizes[a] == dynamic || sizes[a] == in[i].shape()[static_cast<int>(a)];
+      }
+      c.planned = c.planned && declared;
       // Both ways through the library: node by node, and prepared.
       std::vector<std::vector<Tensor>> ways{model.run_graph(in)};
       if (c.planned) ways.push_back(model.run(in));

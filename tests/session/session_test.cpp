@@ -131,6 +131,23 @@ TEST(Session, NonFiniteLogitsNeverLeaveEarlyAndAreReported) {
   }
 }
 
+TEST(Session, AnEnsembleSurvivesAnExitThatWasNotFinite) {
+  Graph g = test::residual_network();
+  for (Value& v : g.values) {  // the first head's bias
+    if (v.constant.type() == DType::f32 && v.constant.shape() == (Shape{4})) {
+      v.constant = Tensor::of<float>({4}, std::vector<float>{0, NAN, 0, 0});
+      break;
+    }
+  }
+  const Model m(g);
+  Session broken(m, Ensemble{Never{}}, 3);
+  for (const Prediction& p : broken.predict(samples(3), [] { return false; })) {
+    EXPECT_FALSE(p.finite);
+    EXPECT_EQ(p.exit, 2);
+    for (const float v : p.probabilities) EXPECT_TRUE(std::isfinite(v));
+  }
+}
+
 TEST(Session, RefusesWhatIsNoBatch) {
   Session s(model(), Never{});
   EXPECT_THROW(s.predict(std::vector<float>()), Error);

@@ -173,22 +173,29 @@ class Session {
         float* history = history_.data() + slot * width * static_cast<std::size_t>(exits);
         const float* fresh = softmax_.data() + j * classes;
         const bool finite = is_finite(row);
-        std::copy_n(fresh, width, history + static_cast<std::size_t>(k) * width);
-        if (finite || last) std::copy_n(fresh, width, probabilities.data());
-        if (!finite) evaluated_[static_cast<std::size_t>(k)] = live == 1 ? 0 : 1;
+        float* own = history + static_cast<std::size_t>(k) * width;
+        if (finite) {
+          std::copy_n(fresh, width, own);
+          std::copy_n(fresh, width, probabilities.data());
+        } else {  // says nothing to policies that look back
+          std::fill_n(own, width, 1.0f / static_cast<float>(classes));
+          if (last) std::copy_n(fresh, width, probabilities.data());
+        }
         ExitContext c{k,          exits, row,  probabilities, {history, width * static_cast<std::size_t>(exits)},
                       evaluated_, spent, next, full_,         start};
         Verdict v;
         if (finite) v = policy(c);
-        p.finite = p.finite && finite && std::isfinite(v.confidence);
+        const bool sure = finite && std::isfinite(v.confidence);
+        p.finite = p.finite && sure;
+        if (finite && last && !sure) std::copy_n(fresh, width, probabilities.data());
         if (finite || last) {
           p.label = finite ? c.label() : best_finite(row);
-          p.confidence = std::isfinite(v.confidence) ? v.confidence : 0;
+          p.confidence = sure ? v.confidence : 0;
           p.probabilities = probabilities;
           p.exit = k;
         }
         p.cost = spent;
-        const bool leave = last || (finite && v.leave && std::isfinite(v.confidence));
+        const bool leave = last || (sure && v.leave);
         if (!leave) {
           live_[static_cast<std::size_t>(kept)] = static_cast<Index>(slot);
           kept_[static_cast<std::size_t>(kept++)] = j;
