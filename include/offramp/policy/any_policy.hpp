@@ -13,8 +13,9 @@ namespace offramp {
 class AnyPolicy {
  public:
   AnyPolicy() : AnyPolicy(Never{}) {}
-  template <ExitPolicy P>
-  requires(!std::same_as<P, AnyPolicy>) AnyPolicy(P policy)
+  template <class P>
+  requires(!std::same_as<P, AnyPolicy> && ExitPolicy<P>)  // in this order: the second asks how an AnyPolicy is made
+      AnyPolicy(P policy)
       : p_(std::make_shared<Holder<P>>(std::move(policy))) {}  // NOLINT(google-explicit-constructor)
 
   Verdict operator()(ExitContext& c) const noexcept { return p_->judge(c); }
