@@ -51,7 +51,8 @@ TEST(Network, EqualsTheGraphOfTheSameLayers) {
     EXPECT_EQ(net.head_cost(k).macs, model.head_cost(k).macs);
   }
   const auto samples = test::random_floats(9 * 192, 7, -2, 2);
-  auto sure = record_exits(net, MaxProbability{Thresholds(1.0f)}, samples, {}, [](Index) {}).confidence;  // [sample][exit]
+  auto sure =
+      record_exits(net, MaxProbability{Thresholds(1.0f)}, samples, {}, [](Index) {}).confidence;  // [sample][exit]
   std::vector<float> first;
   for (std::size_t i = 0; i < sure.size(); i += 2) first.push_back(sure[i]);
   std::nth_element(first.begin(), first.begin() + 4, first.end());

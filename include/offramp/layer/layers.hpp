@@ -184,8 +184,8 @@ using AveragePool2d = Pooling2d<false, Kernel, Stride>;
 class GlobalAveragePool {
  public:
   template <class I>
-  requires(!I::is_static || I::rank == 3) using Output =
-      std::conditional_t<I::is_static, Extents<I::template size<0>>, UnknownExtents>;
+  requires(!I::is_static ||
+           I::rank == 3) using Output = std::conditional_t<I::is_static, Extents<I::template size<0>>, UnknownExtents>;
 
   Shape bind(const Shape& in, const kernel::Kernels&) {
     OFFRAMP_REQUIRE(in.rank() == 3, "a pooling layer was given shape " + in.text());

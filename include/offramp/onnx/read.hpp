@@ -31,13 +31,16 @@ using protozero::pbf_wire_type;
 
 /// A field is read only as what it is: protozero asserts that, and a damaged file must not reach an assertion.
 inline void expect(const pbf_reader& r, pbf_wire_type type) {
-  OFFRAMP_REQUIRE(r.has_wire_type(type), "the file is damaged: field " + std::to_string(r.tag()) + " has another type than ONNX gives it");
+  OFFRAMP_REQUIRE(r.has_wire_type(type),
+                  "the file is damaged: field " + std::to_string(r.tag()) + " has another type than ONNX gives it");
 }
 inline protozero::data_view take_bytes(pbf_reader& r) {
   expect(r, pbf_wire_type::length_delimited);
   return r.get_view();
 }
-inline pbf_reader take_message(pbf_reader& r) { return pbf_reader(take_bytes(r)); }
+inline pbf_reader take_message(pbf_reader& r) {
+  return pbf_reader(take_bytes(r));
+}
 inline std::string text(pbf_reader& r) {
   const auto v = take_bytes(r);
   return {v.data(), v.size()};
@@ -106,8 +109,11 @@ inline Tensor read_tensor(pbf_reader r, std::string& name, const Limits& limits)
         break;
       case 10:
         read_numbers(
-            r, doubles, [](pbf_reader& x) { expect(x, pbf_wire_type::fixed64);
-            return x.get_double(); },
+            r, doubles,
+            [](pbf_reader& x) {
+              expect(x, pbf_wire_type::fixed64);
+              return x.get_double();
+            },
             [](pbf_reader& x) { return x.get_packed_double(); });
         break;
       case 11:
