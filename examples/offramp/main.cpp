@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "bench.hpp"
 #include "data.hpp"
 #include "evaluation.hpp"
 #include "npy.hpp"
@@ -29,10 +30,12 @@ struct Common {
   bool as_json = false;
   std::vector<Index> shape;
   std::string isa;
+  Index winograd = 6;
 
   ModelOptions options() const {
     ModelOptions o;
     o.shape = shape;
+    o.winograd_tile = winograd;
     if (!isa.empty()) {
       bool found = false;
       for (const offramp::Isa i : offramp::available_isas()) {
@@ -48,10 +51,6 @@ struct Common {
 void require_exits(const Model& m) {
   OFFRAMP_REQUIRE(m.has_plan(), m.why_not());
   m.make_state(1);  // raises the reason where the outputs are no exits
-}
-
-json cost_json(const offramp::Cost& c) {
-  return {{"macs", c.macs}, {"flops", c.flops}, {"executed_flops", c.executed}};
 }
 
 std::string sizes_text(const std::vector<Index>& sizes) {
@@ -261,6 +260,19 @@ int calibrate(const Common& c, const std::string& spec, std::optional<double> dr
   return 0;
 }
 
+int bench(const Common& c, Index batch, int threads, double seconds, bool per_layer) {
+  ModelOptions options = c.options();
+  options.batch = batch;
+  if (threads > 1) options.pool = std::make_shared<offramp::ThreadPool>(threads);
+  const Model m = offramp::load_onnx(c.model, options);
+  const BenchResult r = measure(m, batch, threads, seconds, per_layer);
+  if (c.as_json)
+    std::cout << to_json(r, m).dump(2) << '\n';
+  else
+    print(r, m);
+  return 0;
+}
+
 int save(const Common& c, const std::string& output, bool nested) {
   const Model m = c.load();
   offramp::save_onnx(m, output, nested ? offramp::ExitForm::nested_if : offramp::ExitForm::outputs);
@@ -331,6 +343,24 @@ int main(int argc, char** argv) {
   calibrate_command->add_flag("--agreement", no_labels,
                               "use no labels: an answer is right where it is the full network's");
 
+  CLI::App* bench_command =
+      command("bench", "Measures latency and GFLOP/s of the full network, against the peak of this machine");
+  double seconds = 2;
+  bool per_layer = false;
+  bench_command->add_option("--batch", batch, "samples in one call")
+      ->check(CLI::Range(1, 65536))
+      ->capture_default_str();
+  bench_command->add_option("--threads", threads, "threads that share each operation")
+      ->check(CLI::Range(1, 256))
+      ->capture_default_str();
+  bench_command->add_option("--seconds", seconds, "time to measure for")
+      ->check(CLI::Range(0.01, 3600.0))
+      ->capture_default_str();
+  bench_command->add_flag("--per-layer", per_layer, "also each layer alone, with its algorithm");
+  bench_command->add_option("--winograd", c.winograd, "largest tile of Winograd convolutions: 6, 4, 2, or 0 for none")
+      ->check(CLI::IsMember({0, 2, 4, 6}))
+      ->capture_default_str();
+
   CLI::App* save_command =
       command("save", "Writes the network as ONNX again, its exits as outputs or as nested `If` nodes");
   bool nested = false;
@@ -344,6 +374,7 @@ int main(int argc, char** argv) {
     if (*eval_command) return eval(c, spec, policy, threads, batch, report_path);
     if (*calibrate_command) return calibrate(c, spec, drop, budget, output, !no_labels);
     if (*save_command) return save(c, output, nested);
+    if (*bench_command) return bench(c, batch, threads, seconds, per_layer);
   } catch (const std::exception& e) {
     std::string what = e.what();
     for (char& ch : what) ch = ch == '\n' ? ' ' : ch;

@@ -62,4 +62,8 @@ inline std::string fixed(double v, int digits) {
   return text;
 }
 
+inline json cost_json(const offramp::Cost& c) {
+  return {{"macs", c.macs}, {"flops", c.flops}, {"executed_flops", c.executed}};
+}
+
 }  // namespace tool

@@ -15,7 +15,7 @@ std::vector<float> run_conv(const test::ConvCase& c, const Tensor& x, const Tens
   const std::vector<TensorView> in{x.view(), w.view(), b.empty() ? TensorView{} : b.view()};
   std::vector<TensorView> out(1);
   op.infer(in, out);
-  op.prepare(in, kernels);
+  op.prepare(in, {kernels});
   Tensor y(out[0].type, out[0].shape);
   out[0] = y.view();
   const auto scratch = allocate_aligned(op.scratch_bytes(in, out));

@@ -23,6 +23,7 @@ struct GraphContext {
   const Operators& operators;
   const kernel::Kernels& kernels;
   Limits limits;
+  PrepareOptions prepare{kernels};
 };
 
 /// Rethrows an Error with the node named, and what a standard container throws as an Error.
@@ -142,7 +143,7 @@ inline Inference infer(const Graph& graph, std::span<const TensorView> inputs, c
               "input " + std::to_string(i) + " must be known before the network runs");
         }
         known = known && total <= known_bytes;
-        if (known || prepare == Prepare::all) op->prepare(in, context.kernels);
+        if (known || prepare == Prepare::all) op->prepare(in, context.prepare);
         if (known) results = detail::run_known(*op, node, in, out, context);
         result.operations.push_back(std::move(op));
       }

@@ -31,7 +31,10 @@ struct ModelOptions {
   Isa isa = best_isa();      ///< instruction set of the kernels
   std::vector<Index> shape;  ///< sizes of the input, where the file leaves axes other than the batch open
   Limits limits;
-  Operators operators;  ///< built-in, and the user's own
+  Operators operators;       ///< built-in, and the user's own
+  Index batch = 1;           ///< samples of a usual call, for the choice of algorithms
+  Index winograd_tile = 6;   ///< largest tile of Winograd convolutions: 6, 4 or 2; 0: none
+  std::shared_ptr<ThreadPool> pool;  ///< does the parts of an operation; null: the calling thread alone
 };
 
 /// One exit of a network, in depth order. Costs are of one sample.
@@ -110,6 +113,12 @@ class Model {
   const float* logits(const State& s, Index k) const noexcept;
   void compact(State& s, Index k, std::span<const Index> kept) const noexcept;
 
+  // ---- what a profiler needs ----
+  /// A state for `run_layer` alone, of any network that has a plan; its input is whatever `load` brings, else zeros.
+  State make_layer_state(Index capacity) const;
+  /// Runs `layers()[i]` on what the layers before it left; false as `run_stage`.
+  bool run_layer(State& s, std::size_t i) const noexcept { return run_segment(s, {i, i + 1}); }
+
  private:
   // A size that grows with the batch: fixed + each * n.
   struct Affine {
@@ -184,6 +193,7 @@ class Model {
   static void assign_storage(Data& d);
   static Memory plan_memory(const Data& d, Index n);
   static std::vector<TensorView> probe(const Data& d, const Graph& g, Index n);
+  static State state_of(const Data& d, Index capacity);
   static void bind(const Data& d, State& s, Index n) noexcept;
   bool run_segment(State& s, Segment segment) const noexcept;
 
@@ -278,7 +288,9 @@ inline std::shared_ptr<const Model::Data> Model::build(Graph graph, const ModelO
 }
 
 inline void Model::plan(Data& d) {
-  const GraphContext context{d.options.operators, kernel::kernels_for(d.options.isa), d.options.limits};
+  const kernel::Kernels& kernels = kernel::kernels_for(d.options.isa);
+  const GraphContext context{
+      d.options.operators, kernels, d.options.limits, {kernels, d.options.batch, d.options.winograd_tile}};
   const Graph& source = d.source;
   OFFRAMP_REQUIRE(!source.inputs.empty(), "the network has no input");
   for (const ValueId v : source.inputs)
@@ -676,16 +688,26 @@ inline Model::State Model::make_state(Index capacity) const {
   OFFRAMP_REQUIRE(has_plan(), why_not());
   OFFRAMP_REQUIRE(capacity > 0, "a session needs room for at least one sample");
   OFFRAMP_REQUIRE(!d.exits.empty(), d.why_no_exits);
+  return state_of(d, d.single ? 1 : capacity);
+}
+
+inline Model::State Model::make_layer_state(Index capacity) const {
+  OFFRAMP_REQUIRE(has_plan(), why_not());
+  OFFRAMP_REQUIRE(capacity > 0, "a state needs room for at least one sample");
+  return state_of(*d_, d_->single ? 1 : capacity);
+}
+
+inline Model::State Model::state_of(const Data& d, Index capacity) {
   State s;
-  s.capacity_ = d.single ? 1 : capacity;
-  s.plan_ = plan_memory(d, s.capacity_);
+  s.capacity_ = capacity;
+  s.plan_ = plan_memory(d, capacity);
   OFFRAMP_REQUIRE(s.plan_.total <= d.options.limits.memory_bytes,
                   "a batch of " + std::to_string(capacity) + " needs " + std::to_string(s.plan_.total) +
                       " bytes, the limit is " + std::to_string(d.options.limits.memory_bytes));
   s.memory_ = allocate_aligned(static_cast<std::size_t>(s.plan_.total));
   s.views_.resize(d.view_count);
   s.counts_.assign(d.steps.size(), 0);
-  bind(d, s, s.capacity_);
+  bind(d, s, capacity);
   return s;
 }
 
@@ -717,13 +739,15 @@ inline void Model::load(State& s, const float* samples, Index batch) const noexc
 
 inline bool Model::run_segment(State& s, Segment segment) const noexcept {
   const kernel::Kernels& kernels = kernel::kernels_for(d_->options.isa);
+  const ExecutorRef executor = d_->options.pool ? ExecutorRef(*d_->options.pool) : ExecutorRef();
   bool ok = true;
   for (std::size_t i = segment.begin; i < segment.end; ++i) {
     const Step& step = d_->steps[i];
     if (step.is_view) continue;
     const std::span<const TensorView> all(s.views_.data() + step.first_view, step.in.size() + step.out.size());
     ok = step.op->forward(
-             {all.first(step.in.size()), all.subspan(step.in.size()), s.memory_.get() + s.plan_.scratch, kernels}) &&
+             {all.first(step.in.size()), all.subspan(step.in.size()), s.memory_.get() + s.plan_.scratch, kernels,
+              executor}) &&
          ok;
 #if OFFRAMP_COUNT_FLOPS
     s.counts_[i] += s.batch_;
@@ -796,16 +820,7 @@ inline std::vector<Tensor> Model::run(std::span<const Tensor> inputs) const {
   }
   const Index each = d.single ? 1 : n;
   OFFRAMP_REQUIRE(each > 0, "the batch is empty");
-  State s;
-  s.capacity_ = each;
-  s.plan_ = plan_memory(d, each);
-  OFFRAMP_REQUIRE(s.plan_.total <= d.options.limits.memory_bytes,
-                  "a batch of " + std::to_string(each) + " needs " + std::to_string(s.plan_.total) +
-                      " bytes, the limit is " + std::to_string(d.options.limits.memory_bytes));
-  s.memory_ = allocate_aligned(static_cast<std::size_t>(s.plan_.total));
-  s.views_.resize(d.view_count);
-  s.counts_.assign(d.steps.size(), 0);
-  bind(d, s, each);
+  State s = state_of(d, each);
   std::vector<Tensor> results;
   for (const ValueId v : d.output_values) {
     const ValueInfo& info = d.values[static_cast<std::size_t>(v)];

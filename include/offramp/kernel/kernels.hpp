@@ -67,12 +67,32 @@ struct Depthwise {
   Index channels = 0, in_h = 0, in_w = 0, out_h = 0, out_w = 0;
   Index kernel_h = 0, kernel_w = 0, stride_h = 1, stride_w = 1, dilation_h = 1, dilation_w = 1, pad_top = 0,
         pad_left = 0;
+  Index first_row = 0;  ///< of the image, that `out` begins with; out_h counts from there
   const float* in = nullptr;
   const float* weights = nullptr;  ///< [kernel_h][kernel_w][channels]
   const float* bias = nullptr;     ///< null, or [channels]
   float* out = nullptr;
   Unary activation = Unary::identity;
   float alpha = 0, beta = 0;
+};
+
+/// The tiles of a Winograd convolution F(m x m, 3 x 3) with stride 1 (Lavin and Gray, CVPR 2016, section 4.1), channels
+/// last. Tiles are counted over the whole batch. A transformed tile stands in `points()` planes, `plane` floats apart,
+/// each [tile - first][channels].
+struct Winograd {
+  Index m = 2;  ///< output pixels of a tile along each axis: 2, 4 or 6
+  Index in_h = 0, in_w = 0, out_h = 0, out_w = 0, pad_top = 0, pad_left = 0;
+  Index channels = 0;            ///< of the side that is transformed
+  Index first = 0, count = 0;    ///< the tiles
+  Index plane = 0;               ///< floats between two planes
+  const float* bias = nullptr;   ///< output only: null, or [channels]
+  const float* residual = nullptr;  ///< output only: null, or of the output's shape
+  Unary activation = Unary::identity;
+  float alpha = 0, beta = 0;
+
+  Index points() const noexcept { return (m + 2) * (m + 2); }
+  Index tiles_down() const noexcept { return (out_h + m - 1) / m; }
+  Index tiles_across() const noexcept { return (out_w + m - 1) / m; }
 };
 
 /// Maximum or average pooling, channels last, one image.
@@ -98,6 +118,10 @@ struct Kernels {
   Tile (*choose_tile)(Index m, Index n, Index k) noexcept;
   void (*gemm)(const Gemm&) noexcept;
   void (*depthwise)(const Depthwise&) noexcept;
+  /// Input [batch][in_h][in_w][channels] to transformed tiles.
+  void (*winograd_input)(const Winograd&, const float* in, float* tiles) noexcept;
+  /// Products of transformed tiles to output [batch][out_h][out_w][channels].
+  void (*winograd_output)(const Winograd&, const float* tiles, float* out) noexcept;
   void (*pool2d)(const Pool2d&) noexcept;
   /// out[i] = f(in[i]); in and out may be the same.
   void (*unary)(Unary, const float* in, float* out, Index n, float alpha, float beta) noexcept;
@@ -112,6 +136,9 @@ struct Kernels {
   void (*sum_rows)(const float* in, float* out, Index rows, Index n, float scale) noexcept;
   /// The sum of n floats, in lanes.
   float (*sum)(const float* in, Index n) noexcept;
+  /// `rounds` times 12 independent vector multiply-adds in registers, lanes * 24 FLOPs a round: the peak that speeds are
+  /// measured against. Returns a sum, so that nothing is optimised away.
+  float (*multiply_adds)(Index rounds, float x) noexcept;
 };
 
 }  // namespace offramp::kernel

@@ -13,19 +13,20 @@
 #include "offramp/kernel/pack.hpp"
 #include "offramp/layer/fused.hpp"
 #include "offramp/layer/window.hpp"
+#include "offramp/layer/winograd.hpp"
 
 namespace offramp {
 
 /// Convolution with its weights packed for one input size; shared by the run-time graph and by networks as types.
-/// Input and output are channels last. Chooses between the depthwise kernel and the indirect matrix product, in which
-/// the rows of the left side are read where the window lies in the input.
+/// Input and output are channels last. Chooses between the depthwise kernel, Winograd's algorithm and the indirect
+/// matrix product, in which the rows of the left side are read where the window lies in the input.
 class ConvPlan {
  public:
   ConvPlan() = default;
 
   /// `weights` is [out_channels][in_channels / group][kernel...], `bias` null or [out_channels].
   ConvPlan(const Window& window, Index in_channels, Index out_channels, Index group, const float* weights,
-           const float* bias, const FusedTail& tail, const kernel::Kernels& kernels)
+           const float* bias, const FusedTail& tail, const PrepareOptions& options)
       : w_(window),
         in_channels_(in_channels),
         out_channels_(out_channels),
@@ -53,6 +54,18 @@ class ConvPlan {
       }
       return;
     }
+    if (bias) {
+      bias_ = Tensor(DType::f32, {group, kernel::padded_columns(out_group)});
+      for (Index g = 0; g < group; ++g) {
+        std::memcpy(floats(bias_) + g * kernel::padded_columns(out_group), bias + g * out_group,
+                    static_cast<std::size_t>(out_group) * sizeof(float));
+      }
+    }
+    if (const Index m = winograd_tile(options); m > 0) {
+      kind_ = Kind::winograd;
+      winograd_ = WinogradPlan(w_, in_channels, out_channels, m, weights, options.kernels);
+      return;
+    }
     if (w_.is_pointwise()) {
       kind_ = Kind::pointwise;
     } else if (in_group == in_channels && in_channels <= 4 && w_.dilation[2] == 1 && w_.kernel[2] > 1) {
@@ -75,16 +88,9 @@ class ConvPlan {
       }
       kernel::pack(columns.data(), out_group, 1, k, out_group, 1.0f, floats(weights_) + g * packed_);
     }
-    if (bias) {
-      bias_ = Tensor(DType::f32, {group, kernel::padded_columns(out_group)});
-      for (Index g = 0; g < group; ++g) {
-        std::memcpy(floats(bias_) + g * kernel::padded_columns(out_group), bias + g * out_group,
-                    static_cast<std::size_t>(out_group) * sizeof(float));
-      }
-    }
     if (kind_ != Kind::pointwise) offsets_ = w_.offsets(in_channels, rows);
     zeros_ = Tensor(DType::f32, {run_ + 16});
-    tile_ = kernels.choose_tile(w_.out_count(), out_group, k);
+    tile_ = options.kernels.choose_tile(w_.out_count(), out_group, k);
   }
 
   const Window& window() const noexcept { return w_; }
@@ -93,12 +99,14 @@ class ConvPlan {
     const Index outputs = batch * w_.out_count() * out_channels_;
     const Index macs = outputs * w_.taps() * (in_channels_ / group_);
     const Index out_group = out_channels_ / group_;
-    const Index executed_macs = kind_ == Kind::depthwise ? macs : macs / out_group * kernel::padded_columns(out_group);
-    return {macs, 2 * macs + outputs * Index{has_bias_},
-            2 * executed_macs + outputs * (has_bias_ + residual + tail_.executed)};
+    const Index executed = kind_ == Kind::depthwise  ? 2 * macs
+                           : kind_ == Kind::winograd ? winograd_.executed(batch)
+                                                     : 2 * (macs / out_group * kernel::padded_columns(out_group));
+    return {macs, 2 * macs + outputs * Index{has_bias_}, executed + outputs * (has_bias_ + residual + tail_.executed)};
   }
 
-  std::size_t scratch_bytes() const noexcept {
+  std::size_t scratch_bytes(Index batch) const noexcept {
+    if (kind_ == Kind::winograd) return winograd_.scratch_bytes(batch);
     return kind_ == Kind::rows ? static_cast<std::size_t>(w_.padded_count() * in_channels_ + 64) * sizeof(float) : 0;
   }
 
@@ -106,6 +114,8 @@ class ConvPlan {
     switch (kind_) {
       case Kind::depthwise:
         return "depthwise";
+      case Kind::winograd:
+        return "winograd F(" + std::to_string(winograd_.m()) + "x" + std::to_string(winograd_.m()) + ",3x3)";
       case Kind::pointwise:
         return "gemm " + std::to_string(tile_.rows) + "x" + std::to_string(tile_.blocks * 16);
       case Kind::rows:
@@ -118,10 +128,11 @@ class ConvPlan {
 
   /// `in`, `residual` (or null) and `out` are [batch][spatial...][channels].
   void forward(const float* in, const float* residual, float* out, Index batch, std::byte* scratch,
-               const kernel::Kernels& kernels) const noexcept {
-    if (kind_ == Kind::depthwise) {
-      depthwise(in, residual, out, batch, kernels);
-      return;
+               const kernel::Kernels& kernels, ExecutorRef executor = {}) const noexcept {
+    if (kind_ == Kind::depthwise) return depthwise(in, residual, out, batch, kernels, executor);
+    if (kind_ == Kind::winograd) {
+      const float* bias = has_bias_ ? bias_.view().f32() : nullptr;
+      return winograd_.forward(in, bias, residual, out, batch, tail_, scratch, kernels, executor);
     }
     const Index pixels = w_.out_count(), out_group = out_channels_ / group_;
     kernel::Gemm g;
@@ -149,13 +160,43 @@ class ConvPlan {
         g.bias = has_bias_ ? bias_.view().f32() + group * kernel::padded_columns(out_group) : nullptr;
         g.residual = residual ? residual + image * pixels * out_channels_ + group * out_group : nullptr;
         g.c = out + image * pixels * out_channels_ + group * out_group;
-        kernels.gemm(g);
+        kernel::gemm(g, kernels, executor);
       }
     }
   }
 
  private:
-  enum class Kind { indirect, pointwise, rows, depthwise };
+  enum class Kind { indirect, pointwise, rows, depthwise, winograd };
+
+  // The tile of the Winograd convolution that the cost model expects to be fastest, or 0 for the indirect product.
+  // Costs are cycles: multiply-adds at 85 % of peak, vector instructions of the transformations, and the weights'
+  // way from L3 or memory, which is what makes large tiles lose on deep layers of few pixels.
+  Index winograd_tile(const PrepareOptions& options) const noexcept {
+    if (!WinogradPlan::fits(w_, group_) || in_channels_ < 8 || out_channels_ < 8) return 0;
+    const auto weights_cycles = [](double floats) {
+      const double bytes = 4 * floats;
+      return bytes < 768e3 ? 0.0 : bytes < 8e6 ? bytes / 25 : bytes / 8;
+    };
+    const auto batch = static_cast<double>(options.batch), in = static_cast<double>(in_channels_),
+               out = static_cast<double>(kernel::padded_columns(out_channels_)),
+               lanes = static_cast<double>(options.kernels.lanes);
+    const double macs_per_cycle = lanes >= 8 ? 16 : 6;
+    double best = batch * static_cast<double>(w_.out_count()) * 9 * in * out / macs_per_cycle / 0.85 +
+                  weights_cycles(9 * in * out);
+    Index chosen = 0;
+    for (const Index m : {Index{2}, Index{4}, Index{6}}) {
+      if (m > options.winograd_tile) break;
+      const double points = static_cast<double>((m + 2) * (m + 2));
+      const double tiles = batch * static_cast<double>((w_.out[1] + m - 1) / m * ((w_.out[2] + m - 1) / m));
+      const double cycles = tiles * points * in * out / macs_per_cycle / 0.8 + points * (30 + tiles * out / lanes * 3) +
+                            tiles * points * 5 * (in + out) / lanes + weights_cycles(points * in * out);
+      if (cycles < best) {
+        best = cycles;
+        chosen = m;
+      }
+    }
+    return chosen;
+  }
 
   static float* floats(Tensor& t) noexcept { return static_cast<float*>(t.mutable_data()); }
 
@@ -172,8 +213,8 @@ class ConvPlan {
     return out;
   }
 
-  void depthwise(const float* in, const float* residual, float* out, Index batch,
-                 const kernel::Kernels& kernels) const noexcept {
+  void depthwise(const float* in, const float* residual, float* out, Index batch, const kernel::Kernels& kernels,
+                 ExecutorRef executor) const noexcept {
     kernel::Depthwise d;
     d.channels = in_channels_;
     d.in_h = w_.in[1], d.in_w = w_.in[2], d.out_h = w_.out[1], d.out_w = w_.out[2];
@@ -188,16 +229,24 @@ class ConvPlan {
       d.alpha = tail_.alpha;
       d.beta = tail_.beta;
     }
-    const Index outputs = w_.out_count() * out_channels_;
-    for (Index image = 0; image < batch; ++image) {
-      d.in = in + image * w_.in_count() * in_channels_;
-      d.out = out + image * outputs;
-      kernels.depthwise(d);
+    // Bands of output rows: of one image for several threads, of whole images else.
+    const Index outputs = w_.out_count() * out_channels_, row = w_.out[2] * out_channels_;
+    const bool split = executor.threads() > 1 && outputs * w_.taps() >= kernel::least_parallel_macs;
+    const Index bands = split ? std::min(w_.out[1], 2 * executor.threads()) : 1;
+    executor.each(batch * bands, [&](Index part) {
+      const Index image = part / bands;
+      const kernel::Range rows = kernel::part_of(w_.out[1], 1, bands, part % bands);
+      kernel::Depthwise one = d;
+      one.in = in + image * w_.in_count() * in_channels_;
+      one.out = out + image * outputs + rows.first * row;
+      one.first_row = rows.first, one.out_h = rows.last - rows.first;
+      kernels.depthwise(one);
       if (residual) {
-        kernels.binary(kernel::Binary::add, d.out, 1, residual + image * outputs, 1, d.out, outputs);
-        kernels.unary(tail_.activation, d.out, d.out, outputs, tail_.alpha, tail_.beta);
+        const Index n = one.out_h * row;
+        kernels.binary(kernel::Binary::add, one.out, 1, residual + image * outputs + rows.first * row, 1, one.out, n);
+        kernels.unary(tail_.activation, one.out, one.out, n, tail_.alpha, tail_.beta);
       }
-    }
+    });
   }
 
   Window w_;
@@ -209,6 +258,7 @@ class ConvPlan {
   Tensor weights_, bias_, zeros_;
   std::vector<std::int32_t> offsets_;
   kernel::Tile tile_;
+  WinogradPlan winograd_;
 };
 
 /// Shape of a tensor [N, C, spatial...], in either order of channels.
@@ -249,12 +299,12 @@ class ConvOperation final : public Operation {
     }
     set_output(out[0], DType::f32, shape);
   }
-  void prepare(std::span<const TensorView> in, const kernel::Kernels& kernels) override {
+  void prepare(std::span<const TensorView> in, const PrepareOptions& options) override {
     const TensorView &x = in[0], &w = in[1];
     const TensorView* b = optional_input(in, 2);
     OFFRAMP_REQUIRE(w.data && (!b || b->data), "weights must be known before the network runs");
     plan_ = ConvPlan(window_.resolve(x.shape, w.shape, channels_last_), channels_of(x.shape, channels_last_),
-                     w.shape[0], group_, w.f32(), b ? b->f32() : nullptr, tail_, kernels);
+                     w.shape[0], group_, w.f32(), b ? b->f32() : nullptr, tail_, options);
   }
   Cost cost(std::span<const TensorView> in, std::span<const TensorView> out) const noexcept override {
     const Index macs = in[1].shape[0] > 0 ? out[0].count() * (in[1].count() / in[1].shape[0]) : 0;
@@ -264,7 +314,7 @@ class ConvOperation final : public Operation {
     return plan_.cost(in[0].shape[0], optional_input(in, 3) != nullptr).executed;
   }
   std::size_t scratch_bytes(std::span<const TensorView> in, std::span<const TensorView> out) const noexcept override {
-    const std::size_t own = (plan_.scratch_bytes() + 63) / 64 * 64;
+    const std::size_t own = (plan_.scratch_bytes(in[0].shape[0]) + 63) / 64 * 64;
     return channels_last_ ? own : own + in[0].bytes() + out[0].bytes() + 2 * alignment + residual_bytes(in);
   }
   std::string algorithm() const override { return plan_.algorithm(); }
@@ -274,16 +324,17 @@ class ConvOperation final : public Operation {
     const TensorView* r = optional_input(run.in, 3);
     const Index batch = x.shape[0];
     if (channels_last_) {
-      plan_.forward(x.f32(), r ? r->f32() : nullptr, y.as<float>(), batch, run.scratch, run.kernels);
+      plan_.forward(x.f32(), r ? r->f32() : nullptr, y.as<float>(), batch, run.scratch, run.kernels,
+                    run.executor);
       return true;
     }
     auto* own = run.scratch;
-    auto* in = reinterpret_cast<float*>(own + (plan_.scratch_bytes() + 63) / 64 * 64);
+    auto* in = reinterpret_cast<float*>(own + (plan_.scratch_bytes(batch) + 63) / 64 * 64);
     auto* out = in + (x.count() + 15) / 16 * 16;
     auto* residual = out + (y.count() + 15) / 16 * 16;
     to_channels_last(x, in);
     if (r) to_channels_last(*r, residual);
-    plan_.forward(in, r ? residual : nullptr, out, batch, own, run.kernels);
+    plan_.forward(in, r ? residual : nullptr, out, batch, own, run.kernels, run.executor);
     const Index pixels = y.shape.count(2, y.shape.rank()), channels = y.shape[1];
     for (Index i = 0; i < batch; ++i) {
       kernel::transpose(out + i * pixels * channels, pixels, channels, y.as<float>() + i * pixels * channels);
@@ -335,7 +386,7 @@ class ConvTransposeOperation final : public Operation {
     const Window window = window_.resolve_transposed(x.shape, w.shape, output_padding_, output_shape_);
     set_output(out[0], DType::f32, window.output(x.shape, w.shape[1] * group_, false));
   }
-  void prepare(std::span<const TensorView> in, const kernel::Kernels& kernels) override {
+  void prepare(std::span<const TensorView> in, const PrepareOptions& options) override {
     const TensorView &x = in[0], &w = in[1];
     const TensorView* b = optional_input(in, 2);
     OFFRAMP_REQUIRE(w.data && (!b || b->data), "weights must be known before the network runs");
@@ -348,7 +399,7 @@ class ConvTransposeOperation final : public Operation {
     }
     bias_ = Tensor(DType::f32, {w.shape[1] * group_});
     if (b) std::memcpy(bias_.mutable_data(), b->data, bias_.bytes());
-    tile_ = kernels.choose_tile(plan_.in_count(), n, k);
+    tile_ = options.kernels.choose_tile(plan_.in_count(), n, k);
     out_group_ = w.shape[1];
   }
   Cost cost(std::span<const TensorView> in, std::span<const TensorView> out) const noexcept override {
@@ -381,7 +432,7 @@ class ConvTransposeOperation final : public Operation {
         m.b = weights_.view().f32() + g * packed_;
         m.c = columns, m.ldc = n;
         m.row_tile = tile_.rows, m.block_tile = tile_.blocks;
-        run.kernels.gemm(m);
+        kernel::gemm(m, run.kernels, run.executor);
         plan_.scatter(columns, out_group_, out + g * out_group_ * plan_.out_count());
       }
     }

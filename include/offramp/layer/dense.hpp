@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "offramp/kernel/pack.hpp"
+#include "offramp/kernel/split.hpp"
 #include "offramp/layer/fused.hpp"
 
 namespace offramp {
@@ -41,13 +42,14 @@ class DensePlan {
 
   /// `in` is [m][k], `residual` null or [m][n], `out` [m][n].
   void forward(const float* in, const float* residual, float* out, Index m,
-               const kernel::Kernels& kernels) const noexcept {
+               const kernel::Kernels& kernels, ExecutorRef executor = {}) const noexcept {
     product(in, weights_.view().f32(), has_bias_ ? bias_.view().f32() : nullptr, residual, out, m, n_, k_, tail_,
-            kernels);
+            kernels, executor);
   }
 
   static void product(const float* a, const float* packed, const float* bias, const float* residual, float* out,
-                      Index m, Index n, Index k, const FusedTail& tail, const kernel::Kernels& kernels) noexcept {
+                      Index m, Index n, Index k, const FusedTail& tail, const kernel::Kernels& kernels,
+                      ExecutorRef executor) noexcept {
     if (m == 0 || n == 0) return;
     kernel::Gemm g;
     g.m = m, g.n = n, g.run = k;
@@ -59,7 +61,7 @@ class DensePlan {
     g.activation = tail.activation, g.alpha = tail.alpha, g.beta = tail.beta;
     g.columns_outside = kernel::prefer_columns_outside(m, n, k);
     if (m == 1) g.row_tile = 1, g.block_tile = 4;
-    kernels.gemm(g);
+    kernel::gemm(g, kernels, executor);
   }
 
  private:
@@ -96,7 +98,7 @@ class GemmOperation final : public Operation {
     }
     set_output(out[0], DType::f32, shape);
   }
-  void prepare(std::span<const TensorView> in, const kernel::Kernels&) override {
+  void prepare(std::span<const TensorView> in, const PrepareOptions&) override {
     const TensorView& b = in[1];
     const TensorView* c = optional_input(in, 2);
     const Index n = b.shape[trans_b_ ? 0 : 1], k = b.shape[trans_b_ ? 1 : 0];
@@ -139,11 +141,11 @@ class GemmOperation final : public Operation {
     }
     const float* residual = r && !late_bias_ ? r->f32() : nullptr;
     if (!plan_.empty()) {
-      plan_.forward(left, residual, y.as<float>(), m, run.kernels);
+      plan_.forward(left, residual, y.as<float>(), m, run.kernels, run.executor);
     } else {
       kernel::pack(b.f32(), trans_b_ ? 1 : n, trans_b_ ? k : 1, k, n, alpha_, scratch);
       DensePlan::product(left, scratch, nullptr, residual, y.as<float>(), m, n, k, late_bias_ ? FusedTail() : tail_,
-                         run.kernels);
+                         run.kernels, run.executor);
     }
     if (late_bias_) {
       const BroadcastWalk walk(y.shape, {&c->shape});
@@ -183,7 +185,7 @@ class MatMulOperation final : public Operation {
       OFFRAMP_REQUIRE(float_input(in, 3).shape == s, "residual " + in[3].shape.text() + " is not of shape " + s.text());
     set_output(out[0], DType::f32, s);
   }
-  void prepare(std::span<const TensorView> in, const kernel::Kernels&) override {
+  void prepare(std::span<const TensorView> in, const PrepareOptions&) override {
     const TensorView& b = in[1];
     const TensorView* bias = optional_input(in, 2);
     if (!b.data || b.shape.rank() > 2) {
@@ -213,7 +215,7 @@ class MatMulOperation final : public Operation {
     const Layout l(a.shape, b.shape);
     if (y.count() == 0) return true;
     if (!plan_.empty()) {
-      plan_.forward(a.f32(), r ? r->f32() : nullptr, y.as<float>(), y.count() / l.n, run.kernels);
+      plan_.forward(a.f32(), r ? r->f32() : nullptr, y.as<float>(), y.count() / l.n, run.kernels, run.executor);
       return true;
     }
     auto* packed = reinterpret_cast<float*>(run.scratch);
@@ -233,7 +235,7 @@ class MatMulOperation final : public Operation {
         last = pb;
         const Index to = (at + i) * l.m * l.n;
         DensePlan::product(a.f32() + pa * l.m * l.k, packed, nullptr, r ? r->f32() + to : nullptr, y.as<float>() + to,
-                           l.m, l.n, l.k, tail_, run.kernels);
+                           l.m, l.n, l.k, tail_, run.kernels, run.executor);
       }
     });
     return true;

@@ -97,11 +97,12 @@ class Conv2d {
                     "a convolution of " + std::to_string(In) + " channels was given shape " + in.text());
     const Shape batched{1, in[0], in[1], in[2]};
     const Window w = WindowAttributes(detail::window_node(Kernel, Stride, Pad)).resolve(batched, false);
-    plan_ = ConvPlan(w, In, Out, 1, weights_.data(), bias_.empty() ? nullptr : bias_.data(), FusedTail(), k);
+    plan_ = ConvPlan(w, In, Out, 1, weights_.data(), bias_.empty() ? nullptr : bias_.data(), FusedTail(),
+                     PrepareOptions{k});
     return {Out, w.out[1], w.out[2]};
   }
   Cost cost() const noexcept { return plan_.cost(1, false); }
-  Index scratch(Index) const noexcept { return static_cast<Index>(plan_.scratch_bytes() / sizeof(float)); }
+  Index scratch(Index batch) const noexcept { return static_cast<Index>(plan_.scratch_bytes(batch) / sizeof(float)); }
   void forward(const float* in, float* out, Index batch, float* scratch, const kernel::Kernels& k) const noexcept {
     plan_.forward(in, nullptr, out, batch, reinterpret_cast<std::byte*>(scratch), k);
   }

@@ -314,7 +314,7 @@ class SliceOperation final : public Operation {
   void infer(std::span<const TensorView> in, std::span<TensorView> out) const override {
     set_output(out[0], required_input(in, 0).type, resolve(in).sizes);
   }
-  void prepare(std::span<const TensorView> in, const kernel::Kernels&) override {
+  void prepare(std::span<const TensorView> in, const PrepareOptions&) override {
     // The batch axis may have another size later: a slice that takes all of an axis takes all of it then, too.
     range_ = resolve(in);
   }
@@ -812,7 +812,7 @@ class PadOperation final : public Operation {
                     "the value must be one known element of the input's type");
     set_output(out[0], x.type, s);
   }
-  void prepare(std::span<const TensorView> in, const kernel::Kernels&) override {
+  void prepare(std::span<const TensorView> in, const PrepareOptions&) override {
     begin_ = resolve(in).first;
     fill_ = Tensor(in[0].type, Shape{1});
     const TensorView* v = optional_input(in, 2);
@@ -921,7 +921,7 @@ class ResizeOperation final : public Operation {
     OFFRAMP_REQUIRE(x.count() > 0, "input " + x.shape.text() + " is empty");
     set_output(out[0], x.type, resolve(in).first);
   }
-  void prepare(std::span<const TensorView> in, const kernel::Kernels&) override {
+  void prepare(std::span<const TensorView> in, const PrepareOptions&) override {
     const auto [sizes, scales] = resolve(in);
     const TensorView& x = in[0];
     std::vector<double> roi(static_cast<std::size_t>(2 * x.shape.rank()), 0.0);

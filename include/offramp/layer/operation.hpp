@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "offramp/core/executor.hpp"
 #include "offramp/core/tensor.hpp"
 #include "offramp/flops/cost.hpp"
 #include "offramp/kernel/kernels.hpp"
@@ -27,12 +28,20 @@ enum class InputUse : std::uint8_t {
   parameter,  ///< its elements, and they must be known when a graph is prepared
 };
 
+/// What an operation is prepared for.
+struct PrepareOptions {
+  const kernel::Kernels& kernels;
+  Index batch = 1;         ///< samples that a call is expected to have
+  Index winograd_tile = 6;  ///< largest tile of Winograd convolutions: 2, 4 or 6; 0: none
+};
+
 /// What a running operation is given. Outputs have the shapes that `infer` found; absent inputs have type `none`.
 struct OperationRun {
   std::span<const TensorView> in;
   std::span<const TensorView> out;
   std::byte* scratch = nullptr;  ///< `scratch_bytes` bytes, aligned
   const kernel::Kernels& kernels;
+  ExecutorRef executor{};
 };
 
 /// One operator with its attributes read and its weights packed. After `prepare` it is immutable and shared by
@@ -49,7 +58,7 @@ class Operation {
   virtual void infer(std::span<const TensorView> in, std::span<TensorView> out) const = 0;
 
   /// Called once, before the first `forward`, with the elements of the constant inputs, to pack weights.
-  virtual void prepare(std::span<const TensorView> /*in*/, const kernel::Kernels& /*kernels*/) {}
+  virtual void prepare(std::span<const TensorView> /*in*/, const PrepareOptions& /*options*/) {}
 
   virtual InputUse use(std::size_t /*input*/) const noexcept { return InputUse::data; }
 

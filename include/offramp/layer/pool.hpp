@@ -48,7 +48,7 @@ class PoolOperation final : public Operation {
       set_output(out[1], DType::i64, s);
     }
   }
-  void prepare(std::span<const TensorView> in, const kernel::Kernels&) override {
+  void prepare(std::span<const TensorView> in, const PrepareOptions&) override {
     if (!global_) plan_ = window_.resolve(in[0].shape, channels_last_);
   }
   Cost cost(std::span<const TensorView> in, std::span<const TensorView> out) const noexcept override {

@@ -80,7 +80,7 @@ class RecurrentOperation final : public Operation {
     set_output(out[0], DType::f32, batch_first_ ? Shape{batch, steps, d, h} : Shape{steps, d, batch, h});
     for (std::size_t i = 1; i < out.size(); ++i) set_output(out[i], DType::f32, state);
   }
-  void prepare(std::span<const TensorView> in, const kernel::Kernels&) override {
+  void prepare(std::span<const TensorView> in, const PrepareOptions&) override {
     const TensorView &w = in[1], &r = in[2];
     const TensorView* b = optional_input(in, 3);
     OFFRAMP_REQUIRE(w.data && r.data && (!b || b->data), "weights must be known before the network runs");

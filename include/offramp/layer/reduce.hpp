@@ -75,7 +75,7 @@ class ReduceOperation final : public Operation {
     }
     set_output(out[0], x.type, s);
   }
-  void prepare(std::span<const TensorView> in, const kernel::Kernels&) override {
+  void prepare(std::span<const TensorView> in, const PrepareOptions&) override {
     const auto folded = folded_axes(in);
     std::copy(folded.begin(), folded.end(), folded_.begin());
     int from = 0, to = in[0].shape.rank();

@@ -1,0 +1,157 @@
+/// @file bench.hpp
+/// How long a network takes, whole and layer by layer, against what the machine can do.
+#pragma once
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <string>
+#include <vector>
+
+#include "evaluation.hpp"
+#include "offramp/offramp.hpp"
+#include "output.hpp"
+
+namespace tool {
+
+struct LayerTime {
+  std::size_t layer = 0;
+  double ms = 0;
+};
+
+struct BenchResult {
+  Index batch = 1;
+  int threads = 1;
+  std::size_t runs = 0;
+  Latency latency;
+  double best_ms = 0, peak_gflops = 0;  ///< the peak is of all threads together
+  offramp::Cost cost;                   ///< of the batch
+  Index memory_bytes = 0;
+  std::vector<LayerTime> layers;
+
+  double gflops(std::int64_t flops) const { return static_cast<double>(flops) / latency.p50 / 1e6; }
+};
+
+/// Multiply-add throughput of one core, the best of several tries.
+inline double peak_gflops(offramp::Isa isa) {
+  using clock = std::chrono::steady_clock;
+  const auto& kernels = offramp::kernel::kernels_for(isa);
+  volatile float sink = 0;
+  double best = 0;
+  for (int i = 0; i < 20; ++i) {
+    constexpr Index rounds = 500'000;
+    const auto start = clock::now();
+    sink = sink + kernels.multiply_adds(rounds, 0.5f);
+    const double s = std::chrono::duration<double>(clock::now() - start).count();
+    best = std::max(best, static_cast<double>(rounds * kernels.lanes * 24) / s / 1e9);
+  }
+  return best;
+}
+
+/// Times the backbone, without early exits and their heads: medians over `seconds`, after a warm-up.
+inline BenchResult measure(const offramp::Model& m, Index batch, int threads, double seconds, bool per_layer) {
+  using clock = std::chrono::steady_clock;
+  const auto ms_since = [](clock::time_point t) {
+    return std::chrono::duration<double, std::milli>(clock::now() - t).count();
+  };
+  BenchResult r;
+  r.batch = m.runs_single_samples() ? 1 : batch;
+  r.threads = threads;
+  r.memory_bytes = m.memory_bytes(r.batch);
+  auto state = m.make_layer_state(r.batch);
+  std::vector<float> samples(static_cast<std::size_t>(r.batch * m.sample_size()));
+  std::uint32_t seed = 1;
+  for (float& x : samples) x = static_cast<float>((seed = seed * 1103515245 + 12345) >> 8) / static_cast<float>(1 << 24);
+  const bool is_float = !m.inputs().empty() && m.inputs()[0].type == offramp::DType::f32;
+  const auto layers = m.layers();
+  const auto run = [&](std::vector<double>* each) {
+    if (is_float) m.load(state, samples.data(), r.batch);
+    for (std::size_t i = 0; i < layers.size(); ++i) {
+      if (layers[i].is_head) continue;
+      const auto start = each ? clock::now() : clock::time_point();
+      OFFRAMP_REQUIRE(m.run_layer(state, i), "an index in the data is out of range");
+      if (each) (*each)[i] = ms_since(start);
+    }
+  };
+  for (const auto& l : layers) {
+    if (!l.is_head) r.cost += l.cost * r.batch;
+  }
+  const auto until = [](double s) {
+    return clock::now() + std::chrono::duration_cast<clock::duration>(std::chrono::duration<double>(s));
+  };
+  for (const auto end = until(std::min(0.5, seconds / 4)); clock::now() < end;) run(nullptr);
+  std::vector<double> ms;
+  for (const auto end = until(seconds); clock::now() < end || ms.size() < 5;) {
+    const auto start = clock::now();
+    run(nullptr);
+    ms.push_back(ms_since(start));
+  }
+  r.runs = ms.size();
+  r.best_ms = *std::min_element(ms.begin(), ms.end());
+  r.latency = latency_of(ms);
+  if (per_layer) {
+    std::vector<std::vector<double>> all(layers.size());
+    std::vector<double> one(layers.size());
+    const auto end = until(seconds);
+    do {
+      run(&one);
+      for (std::size_t i = 0; i < one.size(); ++i) all[i].push_back(one[i]);
+    } while (clock::now() < end || all[0].size() < 5);
+    for (std::size_t i = 0; i < layers.size(); ++i) {
+      if (!layers[i].is_head) r.layers.push_back({i, latency_of(all[i]).p50});
+    }
+  }
+  r.peak_gflops = peak_gflops(m.isa()) * threads;
+  return r;
+}
+
+inline json to_json(const BenchResult& r, const offramp::Model& m) {
+  json j = {{"latency_ms",
+             {{"median", r.latency.p50}, {"min", r.best_ms}, {"mean", r.latency.mean}, {"p99", r.latency.p99}}},
+            {"gflops",
+             {{"nominal", r.gflops(r.cost.flops)}, {"executed", r.gflops(r.cost.executed)}, {"peak", r.peak_gflops}}},
+            {"peak_fraction", r.gflops(r.cost.executed) / r.peak_gflops},
+            {"batch", r.batch},
+            {"threads", r.threads},
+            {"runs", r.runs},
+            {"memory_bytes", r.memory_bytes},
+            {"isa", offramp::name_of(m.isa())},
+            {"cost", cost_json(r.cost)}};
+  for (const LayerTime& t : r.layers) {
+    const auto& l = m.layers()[t.layer];
+    const auto per_ms = [&](std::int64_t flops) {
+      return t.ms > 0 ? static_cast<double>(flops * r.batch) / t.ms / 1e6 : 0.0;
+    };
+    j["layers"].push_back({{"name", l.name},
+                           {"op", l.op},
+                           {"algorithm", l.algorithm},
+                           {"ms", t.ms},
+                           {"share", t.ms / r.latency.p50},
+                           {"gflops", {{"nominal", per_ms(l.cost.flops)}, {"executed", per_ms(l.cost.executed)}}}});
+  }
+  return j;
+}
+
+inline void print(const BenchResult& r, const offramp::Model& m) {
+  if (!r.layers.empty())
+    std::printf("%-26s %-30s %-16s %9s %7s %9s %9s  %s\n", "operator", "name", "output", "ms", "share", "GFLOP/s",
+                "executed", "algorithm");
+  for (const LayerTime& t : r.layers) {
+    const auto& l = m.layers()[t.layer];
+    const auto rate = [&](std::int64_t flops) {
+      return t.ms > 0 ? fixed(static_cast<double>(flops * r.batch) / t.ms / 1e6, 1) : std::string("-");
+    };
+    std::printf("%-26s %-30s %-16s %9.4f %7s %9s %9s  %s\n", l.op.c_str(), l.name.substr(0, 30).c_str(),
+                l.output.text().c_str(), t.ms, percent(t.ms / r.latency.p50, 1).c_str(), rate(l.cost.flops).c_str(),
+                rate(l.cost.executed).c_str(), l.algorithm.c_str());
+  }
+  std::printf(
+      "batch %ld, %d thread%s, %s, %zu runs\nlatency   median %.4f ms, best %.4f ms, p99 %.4f ms\nGFLOP/s   nominal "
+      "%.1f, executed %.1f of %.1f at peak (%s)\nmemory    %s bytes of work\n",
+      static_cast<long>(r.batch), r.threads, r.threads == 1 ? "" : "s", std::string(name_of(m.isa())).c_str(), r.runs,
+      r.latency.p50, r.best_ms, r.latency.p99, r.gflops(r.cost.flops), r.gflops(r.cost.executed), r.peak_gflops,
+      percent(r.gflops(r.cost.executed) / r.peak_gflops, 1).c_str(),
+      engineering(static_cast<double>(r.memory_bytes)).c_str());
+}
+
+}  // namespace tool

@@ -1,0 +1,158 @@
+/// @file winograd.hpp
+/// Convolution 3 x 3 with stride 1 by Winograd's minimal filtering.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "offramp/core/tensor.hpp"
+#include "offramp/kernel/pack.hpp"
+#include "offramp/kernel/split.hpp"
+#include "offramp/layer/fused.hpp"
+#include "offramp/layer/window.hpp"
+
+namespace offramp {
+
+/// F(m x m, 3 x 3) of Lavin and Gray (CVPR 2016): a tile of m x m outputs takes (m + 2)^2 multiplications instead of
+/// 9 m^2, between a transformation of the input and one of the output. The tiles of a batch are cut into blocks whose
+/// transforms stay in L2. An infinity or a NaN in the input reaches all outputs of its tiles.
+class WinogradPlan {
+ public:
+  WinogradPlan() = default;
+
+  static bool fits(const Window& w, Index group) noexcept {
+    return group == 1 && w.in[0] == 1 && w.out[0] == 1 && w.kernel == std::array<Index, 3>{1, 3, 3} &&
+           w.stride == std::array<Index, 3>{1, 1, 1} && w.dilation == std::array<Index, 3>{1, 1, 1} &&
+           w.begin[0] == 0 && w.end[0] == 0;
+  }
+
+  /// `weights` is [out_channels][in_channels][3][3], `bias` null or [out_channels]; m is 2, 4 or 6.
+  WinogradPlan(const Window& w, Index in_channels, Index out_channels, Index m, const float* weights,
+               const kernel::Kernels& kernels)
+      : in_channels_(in_channels), out_channels_(out_channels) {
+    t_.m = m;
+    t_.in_h = w.in[1], t_.in_w = w.in[2], t_.out_h = w.out[1], t_.out_w = w.out[2];
+    t_.pad_top = w.begin[1], t_.pad_left = w.begin[2];
+    // Enough rows for full register tiles; more only while both transforms stay in half of a usual L2.
+    const Index each = t_.points() * (in_channels + out_channels) * static_cast<Index>(sizeof(float));
+    block_ = std::clamp<Index>(512 * 1024 / each / 14 * 14, 28, 252);
+    packed_ = kernel::packed_size(in_channels, out_channels);
+    weights_ = Tensor(DType::f32, {t_.points(), packed_});
+    pack(weights);
+    tile_ = kernels.choose_tile(std::min(block_, tiles()), out_channels, in_channels);
+  }
+
+  Index m() const noexcept { return t_.m; }
+  Index tiles() const noexcept { return t_.tiles_down() * t_.tiles_across(); }
+
+  /// FLOPs of products and transformations, without bias and tail.
+  Index executed(Index batch) const noexcept {
+    const Index n = t_.m == 2 ? 0 : t_.m == 4 ? 1 : 2;
+    static constexpr std::array<Index, 3> input{4, 20, 44}, output{4, 12, 34};  // of one column of a tile
+    const Index points = t_.m + 2;
+    return batch * tiles() *
+           (2 * t_.points() * in_channels_ * kernel::padded_columns(out_channels_) +
+            2 * points * input[static_cast<std::size_t>(n)] * in_channels_ +
+            (points + t_.m) * output[static_cast<std::size_t>(n)] * out_channels_);
+  }
+
+  std::size_t scratch_bytes(Index batch) const noexcept {
+    const Index tiles_at_once = std::min(block_, batch * tiles());
+    return static_cast<std::size_t>(t_.points() * (plane(tiles_at_once, in_channels_) + plane(tiles_at_once, out_channels_))) *
+           sizeof(float);
+  }
+
+  /// All [batch][h][w][channels]; `bias` and `residual` may be null.
+  void forward(const float* in, const float* bias, const float* residual, float* out, Index batch, const FusedTail& tail,
+               std::byte* scratch, const kernel::Kernels& kernels, ExecutorRef executor) const noexcept {
+    const Index all = batch * tiles(), block = std::min(block_, all);
+    auto* left = reinterpret_cast<float*>(scratch);
+    auto* products = left + t_.points() * plane(block, in_channels_);
+    kernel::Winograd input = t_, output = t_;
+    input.channels = in_channels_, input.plane = plane(block, in_channels_);
+    output.channels = out_channels_, output.plane = plane(block, out_channels_);
+    output.bias = bias, output.residual = residual;
+    output.activation = tail.activation, output.alpha = tail.alpha, output.beta = tail.beta;
+    kernel::Gemm g;
+    g.n = out_channels_, g.run = g.lda = in_channels_, g.ldc = out_channels_;
+    g.row_tile = tile_.rows, g.block_tile = tile_.blocks;
+    const bool alone = executor.threads() == 1;
+    for (Index first = 0; first < all; first += block) {
+      const Index count = std::min(block, all - first);
+      const Index parts = alone ? 1 : std::min<Index>(count, 2 * executor.threads());
+      const auto range = [&](kernel::Winograd w, Index i) {
+        const kernel::Range r = kernel::part_of(count, 1, parts, i);
+        w.first = first + r.first, w.count = r.last - r.first;
+        return std::pair(w, r.first);
+      };
+      executor.each(parts, [&](Index i) {
+        const auto [w, at] = range(input, i);
+        kernels.winograd_input(w, in, left + at * in_channels_);
+      });
+      g.m = count;
+      g.columns_outside = kernel::prefer_columns_outside(count, out_channels_, in_channels_);
+      executor.each(t_.points(), [&](Index p) {
+        kernel::Gemm one = g;
+        one.a = left + p * input.plane;
+        one.b = weights_.view().f32() + p * packed_;
+        one.c = products + p * output.plane;
+        kernels.gemm(one);
+      });
+      executor.each(parts, [&](Index i) {
+        const auto [w, at] = range(output, i);
+        kernels.winograd_output(w, products + at * out_channels_, out);
+      });
+    }
+  }
+
+ private:
+  // Planes a multiple of 4 KB apart would share the sets of L1.
+  static Index plane(Index tiles, Index channels) noexcept { return (tiles * channels + 15) / 16 * 16 + 16; }
+
+  // G g G^T of every 3 x 3 filter, in double, packed for the matrix kernel: a plane for each point.
+  void pack(const float* weights) {
+    static constexpr double g4[4][3] = {{1, 0, 0}, {.5, .5, .5}, {.5, -.5, .5}, {0, 0, 1}};
+    static constexpr double g6[6][3] = {{1. / 4, 0, 0},           {-1. / 6, -1. / 6, -1. / 6}, {-1. / 6, 1. / 6, -1. / 6},
+                                        {1. / 24, 1. / 12, 1. / 6}, {1. / 24, -1. / 12, 1. / 6}, {0, 0, 1}};
+    static constexpr double g8[8][3] = {{1, 0, 0},
+                                        {-2. / 9, -2. / 9, -2. / 9},
+                                        {-2. / 9, 2. / 9, -2. / 9},
+                                        {1. / 90, 1. / 45, 2. / 45},
+                                        {1. / 90, -1. / 45, 2. / 45},
+                                        {32. / 45, 16. / 45, 8. / 45},
+                                        {32. / 45, -16. / 45, 8. / 45},
+                                        {0, 0, 1}};
+    const double(*g)[3] = t_.m == 2 ? g4 : t_.m == 4 ? g6 : g8;
+    const Index points = t_.m + 2;
+    auto* to = static_cast<float*>(weights_.mutable_data());
+    for (Index o = 0; o < out_channels_; ++o) {
+      for (Index c = 0; c < in_channels_; ++c) {
+        const float* w = weights + (o * in_channels_ + c) * 9;
+        double half[8][3];
+        for (Index i = 0; i < points; ++i) {
+          for (int x = 0; x < 3; ++x)
+            half[i][x] = g[i][0] * static_cast<double>(w[x]) + g[i][1] * static_cast<double>(w[3 + x]) +
+                         g[i][2] * static_cast<double>(w[6 + x]);
+        }
+        float* at = to + o / kernel::column_block * in_channels_ * kernel::column_block + c * kernel::column_block +
+                    o % kernel::column_block;
+        for (Index i = 0; i < points; ++i) {
+          for (Index j = 0; j < points; ++j)
+            at[(i * points + j) * packed_] =
+                static_cast<float>(half[i][0] * g[j][0] + half[i][1] * g[j][1] + half[i][2] * g[j][2]);
+        }
+      }
+    }
+  }
+
+  Index in_channels_ = 0, out_channels_ = 0, block_ = 0, packed_ = 0;
+  kernel::Winograd t_;
+  Tensor weights_;
+  kernel::Tile tile_;
+};
+
+}  // namespace offramp
