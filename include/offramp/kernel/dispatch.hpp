@@ -6,12 +6,13 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <limits>
-#include <span>
+#include <utility>
 
 #include "offramp/core/config.hpp"
 #include "offramp/kernel/isa.hpp"

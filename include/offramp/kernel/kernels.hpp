@@ -40,8 +40,7 @@ enum class Unary : std::uint8_t {
 /// Functions of two variables with a vector kernel.
 enum class Binary : std::uint8_t { add, sub, mul, div, max, min, prelu, count };
 
-/// One strip of a matrix product: `tile_rows` rows of the left side times all columns of the right side,
-/// C = act(A B + bias + residual). A is given by row addresses, `taps` runs of `run` elements each, so that a
+/// A matrix product C = act(A B + bias + residual). A is given by row addresses, `taps` runs of `run` elements each, so that a
 /// convolution's window is read where it lies (indirect convolution, Dukhan 2019, arXiv 1907.02129).
 struct Gemm {
   Index m = 0, n = 0;        ///< rows and columns of C
@@ -58,7 +57,6 @@ struct Gemm {
   Index ldc = 0;
   Unary activation = Unary::identity;
   float alpha = 0, beta = 0;
-  Index row_tile = 0, block_tile = 0;  ///< from choose_tile; 0: chosen by the kernel
   bool columns_outside = false;        ///< keep a panel of B in cache and walk the rows inside
 };
 
@@ -106,16 +104,10 @@ struct Pool2d {
   float* out = nullptr;
 };
 
-/// The rows and 16-column blocks that one micro-kernel call computes.
-struct Tile {
-  Index rows = 1, blocks = 1;
-};
-
 /// The kernels of one instruction set. Every function is free of side effects but for its output, allocates nothing
 /// and throws nothing; any number of threads may call it.
 struct Kernels {
   Index lanes;  ///< floats in a vector
-  Tile (*choose_tile)(Index m, Index n, Index k) noexcept;
   void (*gemm)(const Gemm&) noexcept;
   void (*depthwise)(const Depthwise&) noexcept;
   /// Input [batch][in_h][in_w][channels] to transformed tiles.

@@ -48,7 +48,7 @@ inline Gemm columns_of(Gemm g, Range r) noexcept {
 inline void gemm(const Gemm& g, const Kernels& kernels, ExecutorRef executor) noexcept {
   const Index threads = executor.threads();
   if (threads == 1 || g.m * g.n * g.taps * g.run < least_parallel_macs) return kernels.gemm(g);
-  const Index tile = std::max<Index>(1, g.row_tile);
+  constexpr Index tile = 8;
   // Rows share B and columns share A: cut where the parts come out even, rows first.
   if (g.m >= 4 * threads * tile || padded_columns(g.n) / column_block < 2 * threads) {
     const Index parts = std::min((g.m + tile - 1) / tile, 4 * threads);
@@ -57,7 +57,7 @@ inline void gemm(const Gemm& g, const Kernels& kernels, ExecutorRef executor) no
       if (r.first < r.last) kernels.gemm(rows_of(g, r));
     });
   } else {
-    const Index step = column_block * std::max<Index>(1, g.block_tile);
+    const Index step = 3 * column_block;
     const Index parts = std::min((g.n + step - 1) / step, 4 * threads);
     executor.each(parts, [&](Index i) {
       const Range r = part_of(g.n, step, parts, i);

@@ -63,7 +63,7 @@ class ConvPlan {
     }
     if (const Index m = winograd_tile(options); m > 0) {
       kind_ = Kind::winograd;
-      winograd_ = WinogradPlan(w_, in_channels, out_channels, m, weights, options.kernels);
+      winograd_ = WinogradPlan(w_, in_channels, out_channels, m, weights);
       return;
     }
     if (w_.is_pointwise()) {
@@ -90,7 +90,6 @@ class ConvPlan {
     }
     if (kind_ != Kind::pointwise) offsets_ = w_.offsets(in_channels, rows);
     zeros_ = Tensor(DType::f32, {run_ + 16});
-    tile_ = options.kernels.choose_tile(w_.out_count(), out_group, k);
   }
 
   const Window& window() const noexcept { return w_; }
@@ -117,11 +116,11 @@ class ConvPlan {
       case Kind::winograd:
         return "winograd F(" + std::to_string(winograd_.m()) + "x" + std::to_string(winograd_.m()) + ",3x3)";
       case Kind::pointwise:
-        return "gemm " + std::to_string(tile_.rows) + "x" + std::to_string(tile_.blocks * 16);
+        return "gemm";
       case Kind::rows:
-        return "row gemm " + std::to_string(tile_.rows) + "x" + std::to_string(tile_.blocks * 16);
+        return "row gemm";
       case Kind::indirect:
-        return "indirect gemm " + std::to_string(tile_.rows) + "x" + std::to_string(tile_.blocks * 16);
+        return "indirect gemm";
     }
     return {};
   }
@@ -144,8 +143,6 @@ class ConvPlan {
     g.activation = tail_.activation;
     g.alpha = tail_.alpha;
     g.beta = tail_.beta;
-    g.row_tile = tile_.rows;
-    g.block_tile = tile_.blocks;
     const bool joined = kind_ == Kind::pointwise;  // the samples of a batch are one long matrix
     g.m = joined ? batch * pixels : pixels;
     g.columns_outside = kernel::prefer_columns_outside(g.m, out_group, taps_ * run_);
@@ -257,7 +254,6 @@ class ConvPlan {
   Index taps_ = 1, run_ = 0, packed_ = 0;
   Tensor weights_, bias_, zeros_;
   std::vector<std::int32_t> offsets_;
-  kernel::Tile tile_;
   WinogradPlan winograd_;
 };
 
@@ -386,7 +382,7 @@ class ConvTransposeOperation final : public Operation {
     const Window window = window_.resolve_transposed(x.shape, w.shape, output_padding_, output_shape_);
     set_output(out[0], DType::f32, window.output(x.shape, w.shape[1] * group_, false));
   }
-  void prepare(std::span<const TensorView> in, const PrepareOptions& options) override {
+  void prepare(std::span<const TensorView> in, const PrepareOptions& /*options*/) override {
     const TensorView &x = in[0], &w = in[1];
     const TensorView* b = optional_input(in, 2);
     OFFRAMP_REQUIRE(w.data && (!b || b->data), "weights must be known before the network runs");
@@ -399,7 +395,6 @@ class ConvTransposeOperation final : public Operation {
     }
     bias_ = Tensor(DType::f32, {w.shape[1] * group_});
     if (b) std::memcpy(bias_.mutable_data(), b->data, bias_.bytes());
-    tile_ = options.kernels.choose_tile(plan_.in_count(), n, k);
     out_group_ = w.shape[1];
   }
   Cost cost(std::span<const TensorView> in, std::span<const TensorView> out) const noexcept override {
@@ -431,7 +426,6 @@ class ConvTransposeOperation final : public Operation {
         m.a = in + g * k, m.lda = channels;
         m.b = weights_.view().f32() + g * packed_;
         m.c = columns, m.ldc = n;
-        m.row_tile = tile_.rows, m.block_tile = tile_.blocks;
         kernel::gemm(m, run.kernels, run.executor);
         plan_.scatter(columns, out_group_, out + g * out_group_ * plan_.out_count());
       }
@@ -446,7 +440,6 @@ class ConvTransposeOperation final : public Operation {
   Window plan_;  // `in` is the input of the transposed convolution, `out` its output
   Tensor weights_, bias_;
   Index packed_ = 0, out_group_ = 0;
-  kernel::Tile tile_;
 };
 
 }  // namespace offramp

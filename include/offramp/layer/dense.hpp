@@ -60,7 +60,6 @@ class DensePlan {
     g.c = out, g.ldc = n;
     g.activation = tail.activation, g.alpha = tail.alpha, g.beta = tail.beta;
     g.columns_outside = kernel::prefer_columns_outside(m, n, k);
-    if (m == 1) g.row_tile = 1, g.block_tile = 4;
     kernel::gemm(g, kernels, executor);
   }
 

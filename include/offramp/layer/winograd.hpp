@@ -31,19 +31,17 @@ class WinogradPlan {
   }
 
   /// `weights` is [out_channels][in_channels][3][3], `bias` null or [out_channels]; m is 2, 4 or 6.
-  WinogradPlan(const Window& w, Index in_channels, Index out_channels, Index m, const float* weights,
-               const kernel::Kernels& kernels)
+  WinogradPlan(const Window& w, Index in_channels, Index out_channels, Index m, const float* weights)
       : in_channels_(in_channels), out_channels_(out_channels) {
     t_.m = m;
     t_.in_h = w.in[1], t_.in_w = w.in[2], t_.out_h = w.out[1], t_.out_w = w.out[2];
     t_.pad_top = w.begin[1], t_.pad_left = w.begin[2];
-    // Enough rows for full register tiles; more only while both transforms stay in half of a usual L2.
+    // Enough rows to read the weights seldom; more only while both transforms stay in half of a usual L2.
     const Index each = t_.points() * (in_channels + out_channels) * static_cast<Index>(sizeof(float));
-    block_ = std::clamp<Index>(512 * 1024 / each / 14 * 14, 28, 252);
+    block_ = std::clamp<Index>(512 * 1024 / each / 8 * 8, 32, 256);
     packed_ = kernel::packed_size(in_channels, out_channels);
     weights_ = Tensor(DType::f32, {t_.points(), packed_});
     pack(weights);
-    tile_ = kernels.choose_tile(std::min(block_, tiles()), out_channels, in_channels);
   }
 
   Index m() const noexcept { return t_.m; }
@@ -79,7 +77,6 @@ class WinogradPlan {
     output.activation = tail.activation, output.alpha = tail.alpha, output.beta = tail.beta;
     kernel::Gemm g;
     g.n = out_channels_, g.run = g.lda = in_channels_, g.ldc = out_channels_;
-    g.row_tile = tile_.rows, g.block_tile = tile_.blocks;
     const bool alone = executor.threads() == 1;
     for (Index first = 0; first < all; first += block) {
       const Index count = std::min(block, all - first);
@@ -152,7 +149,6 @@ class WinogradPlan {
   Index in_channels_ = 0, out_channels_ = 0, block_ = 0, packed_ = 0;
   kernel::Winograd t_;
   Tensor weights_;
-  kernel::Tile tile_;
 };
 
 }  // namespace offramp
