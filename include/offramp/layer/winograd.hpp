@@ -36,9 +36,10 @@ class WinogradPlan {
     t_.m = m;
     t_.in_h = w.in[1], t_.in_w = w.in[2], t_.out_h = w.out[1], t_.out_w = w.out[2];
     t_.pad_top = w.begin[1], t_.pad_left = w.begin[2];
-    // Enough rows to read the weights seldom; more only while both transforms stay in half of a usual L2.
+    // As many as keep both transforms in half of a usual L2, and enough to read the weights seldom.
     const Index each = t_.points() * (in_channels + out_channels) * static_cast<Index>(sizeof(float));
-    block_ = std::clamp<Index>(512 * 1024 / each / 8 * 8, 32, 256);
+    const Index least = in_channels * out_channels > Index{1} << 17 ? 64 : 24;
+    block_ = std::clamp<Index>(512 * 1024 / each / 8 * 8, least, 256);
     packed_ = kernel::packed_size(in_channels, out_channels);
     weights_ = Tensor(DType::f32, {t_.points(), packed_});
     pack(weights);
@@ -59,7 +60,7 @@ class WinogradPlan {
   }
 
   std::size_t scratch_bytes(Index batch) const noexcept {
-    const Index tiles_at_once = std::min(block_, batch * tiles());
+    const Index tiles_at_once = block_of(batch * tiles());
     return static_cast<std::size_t>(t_.points() * (plane(tiles_at_once, in_channels_) + plane(tiles_at_once, out_channels_))) *
            sizeof(float);
   }
@@ -67,7 +68,7 @@ class WinogradPlan {
   /// All [batch][h][w][channels]; `bias` and `residual` may be null.
   void forward(const float* in, const float* bias, const float* residual, float* out, Index batch, const FusedTail& tail,
                std::byte* scratch, const kernel::Kernels& kernels, ExecutorRef executor) const noexcept {
-    const Index all = batch * tiles(), block = std::min(block_, all);
+    const Index all = batch * tiles(), block = block_of(all);
     auto* left = reinterpret_cast<float*>(scratch);
     auto* products = left + t_.points() * plane(block, in_channels_);
     kernel::Winograd input = t_, output = t_;
@@ -107,6 +108,11 @@ class WinogradPlan {
   }
 
  private:
+  // Blocks of even size.
+  Index block_of(Index all) const noexcept {
+    const Index blocks = std::max<Index>(1, (all + block_ - 1) / block_);
+    return (all + blocks - 1) / blocks;
+  }
   // Planes a multiple of 4 KB apart would share the sets of L1.
   static Index plane(Index tiles, Index channels) noexcept { return (tiles * channels + 15) / 16 * 16 + 16; }
 
