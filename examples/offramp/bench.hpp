@@ -61,17 +61,21 @@ inline BenchResult measure(const offramp::Model& m, Index batch, int threads, do
   auto state = m.make_layer_state(r.batch);
   std::vector<float> samples(static_cast<std::size_t>(r.batch * m.sample_size()));
   std::uint32_t seed = 1;
-  for (float& x : samples) x = static_cast<float>((seed = seed * 1103515245 + 12345) >> 8) / static_cast<float>(1 << 24);
+  for (float& x : samples)
+    x = static_cast<float>((seed = seed * 1103515245 + 12345) >> 8) / static_cast<float>(1 << 24);
   const bool is_float = !m.inputs().empty() && m.inputs()[0].type == offramp::DType::f32;
   const auto layers = m.layers();
   const auto run = [&](std::vector<double>* each) {
     if (is_float) m.load(state, samples.data(), r.batch);
-    for (std::size_t i = 0; i < layers.size(); ++i) {
-      if (layers[i].is_head) continue;
-      const auto start = each ? clock::now() : clock::time_point();
-      OFFRAMP_REQUIRE(m.run_layer(state, i), "an index in the data is out of range");
-      if (each) (*each)[i] = ms_since(start);
-    }
+    if (each) each->assign(layers.size(), 0);
+    const bool ok = m.run_layers(state, [&](std::size_t i, const auto& layer) {
+      if (!each) return layer();
+      const auto start = clock::now();
+      const bool good = layer();
+      (*each)[i] += ms_since(start);
+      return good;
+    });
+    OFFRAMP_REQUIRE(ok, "an index in the data is out of range");
   };
   for (const auto& l : layers) {
     if (!l.is_head) r.cost += l.cost * r.batch;
@@ -106,17 +110,17 @@ inline BenchResult measure(const offramp::Model& m, Index batch, int threads, do
 }
 
 inline json to_json(const BenchResult& r, const offramp::Model& m) {
-  json j = {{"latency_ms",
-             {{"median", r.latency.p50}, {"min", r.best_ms}, {"mean", r.latency.mean}, {"p99", r.latency.p99}}},
-            {"gflops",
-             {{"nominal", r.gflops(r.cost.flops)}, {"executed", r.gflops(r.cost.executed)}, {"peak", r.peak_gflops}}},
-            {"peak_fraction", r.gflops(r.cost.executed) / r.peak_gflops},
-            {"batch", r.batch},
-            {"threads", r.threads},
-            {"runs", r.runs},
-            {"memory_bytes", r.memory_bytes},
-            {"isa", offramp::name_of(m.isa())},
-            {"cost", cost_json(r.cost)}};
+  json j = {
+      {"latency_ms", {{"median", r.latency.p50}, {"min", r.best_ms}, {"mean", r.latency.mean}, {"p99", r.latency.p99}}},
+      {"gflops",
+       {{"nominal", r.gflops(r.cost.flops)}, {"executed", r.gflops(r.cost.executed)}, {"peak", r.peak_gflops}}},
+      {"peak_fraction", r.gflops(r.cost.executed) / r.peak_gflops},
+      {"batch", r.batch},
+      {"threads", r.threads},
+      {"runs", r.runs},
+      {"memory_bytes", r.memory_bytes},
+      {"isa", offramp::name_of(m.isa())},
+      {"cost", cost_json(r.cost)}};
   for (const LayerTime& t : r.layers) {
     const auto& l = m.layers()[t.layer];
     const auto per_ms = [&](std::int64_t flops) {

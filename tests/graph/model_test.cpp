@@ -93,13 +93,47 @@ TEST(Model, OutputsThatAreNoClassifierRunButDoNotPredict) {
 }
 
 TEST(Model, MemoryIsSharedBetweenLayersAndLimited) {
-  const Model m(test::residual_network());
+  ModelOptions plain;
+  plain.winograd_tile = 0;  // without its transformed tiles
+  const Model m(test::residual_network(), plain);
   Index all = 0;
   for (const LayerInfo& l : m.layers()) all += l.output.count() * 4;
   EXPECT_LT(m.memory_bytes(1), all);
   ModelOptions tight;
   tight.limits.memory_bytes = 1000;
   EXPECT_FALSE(Model(test::residual_network(), tight).has_plan());
+}
+
+// Values of more than the cache holds make a batch go through in chunks; the answers are those of single samples.
+TEST(Model, LargeBatchesGoThroughInChunks) {
+  test::Builder b;
+  b.g.opset = 13;
+  const std::vector<Index> pads{1, 1, 1, 1}, three{3, 3};
+  auto x = b.input("input", {dynamic, 3, 96, 96});
+  x = b.node("Conv", {x, b.constant({48, 3, 3, 3}, 1)}, {{"kernel_shape", three}, {"pads", pads}});
+  const auto wide = b.node("Relu", {x});
+  x = b.node("MaxPool", {wide}, {{"kernel_shape", three}, {"strides", std::vector<Index>{4, 4}}});
+  x = b.node("Conv", {x, b.constant({48, 48, 3, 3}, 2)}, {{"kernel_shape", three}, {"pads", pads}});
+  x = b.node("Flatten", {b.node("GlobalAveragePool", {x})}, {{"axis", Index{1}}});
+  b.output(b.node("Gemm", {x, b.constant({5, 48}, 3)}, {{"transB", Index{1}}}), "logits");
+  for (const Index threads : {1, 2}) {
+    ModelOptions o;
+    if (threads > 1) o.pool = std::make_shared<ThreadPool>(threads);
+    const Model m(b.g, o);
+    constexpr Index batch = 11;
+    EXPECT_LT(m.memory_bytes(batch), batch * m.memory_bytes(1) * 2 / 3);
+    const Tensor all = test::random_tensor({batch, 3, 96, 96}, 9);
+    const Tensor together = m.run(std::vector<Tensor>{all})[0];
+    for (Index i = 0; i < batch; ++i) {
+      const auto sample = all.values<float>().subspan(static_cast<std::size_t>(i * 3 * 96 * 96), 3 * 96 * 96);
+      const Tensor alone =
+          m.run(std::vector<Tensor>{Tensor::of<float>({1, 3, 96, 96}, {sample.begin(), sample.end()})})[0];
+      for (Index k = 0; k < 5; ++k) {
+        EXPECT_EQ(alone.values<float>()[static_cast<std::size_t>(k)],
+                  together.values<float>()[static_cast<std::size_t>(i * 5 + k)]);
+      }
+    }
+  }
 }
 
 TEST(Model, CyclesAndUnknownOperatorsAreErrors) {

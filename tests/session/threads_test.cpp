@@ -51,6 +51,27 @@ TEST(Threads, OneModelEightThreadsBitwiseEqual) {
   }
 }
 
+// Sessions that share a pool of threads for their operations.
+TEST(Threads, OnePoolManySessionsBitwiseEqual) {
+  ModelOptions options;
+  options.pool = std::make_shared<ThreadPool>(3);
+  const Model alone(test::residual_network()), shared(test::residual_network(), options);
+  const auto x = test::random_floats(16 * 192, 9, -2, 2);
+  const auto answers = [&](const Model& m) {
+    Session s(m, Never{}, 16);
+    std::vector<float> all;
+    for (const Prediction& p : s.predict(x)) all.insert(all.end(), p.probabilities.begin(), p.probabilities.end());
+    return all;
+  };
+  const auto expected = answers(alone);
+  std::vector<std::jthread> threads;
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&] {
+      for (int round = 0; round < 5; ++round) EXPECT_EQ(answers(shared), expected);
+    });
+  }
+}
+
 TEST(Threads, LoadingSideBySide) {
   std::vector<std::jthread> threads;
   for (int i = 0; i < 4; ++i) threads.emplace_back([] { EXPECT_EQ(Model(test::residual_network()).exit_count(), 3); });

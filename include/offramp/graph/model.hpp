@@ -31,9 +31,9 @@ struct ModelOptions {
   Isa isa = best_isa();      ///< instruction set of the kernels
   std::vector<Index> shape;  ///< sizes of the input, where the file leaves axes other than the batch open
   Limits limits;
-  Operators operators;       ///< built-in, and the user's own
-  Index batch = 1;           ///< samples of a usual call, for the choice of algorithms
-  Index winograd_tile = 6;   ///< largest tile of Winograd convolutions: 6, 4 or 2; 0: none
+  Operators operators;               ///< built-in, and the user's own
+  Index batch = 1;                   ///< samples of a usual call, for the choice of algorithms
+  Index winograd_tile = 6;           ///< largest tile of Winograd convolutions: 6, 4 or 2; 0: none
   std::shared_ptr<ThreadPool> pool;  ///< does the parts of an operation; null: the calling thread alone
 };
 
@@ -114,10 +114,12 @@ class Model {
   void compact(State& s, Index k, std::span<const Index> kept) const noexcept;
 
   // ---- what a profiler needs ----
-  /// A state for `run_layer` alone, of any network that has a plan; its input is whatever `load` brings, else zeros.
+  /// A state for `run_layers`, of any network that has a plan.
   State make_layer_state(Index capacity) const;
-  /// Runs `layers()[i]` on what the layers before it left; false as `run_stage`.
-  bool run_layer(State& s, std::size_t i) const noexcept { return run_segment(s, {i, i + 1}); }
+  /// Runs all layers but those of heads. Calls `watch(i, run)` for `layers()[i]`, perhaps several times for a batch
+  /// that goes through in chunks; `watch` calls `run()` and returns what it returned.
+  template <class Watch>
+  bool run_layers(State& s, Watch&& watch) const noexcept;
 
  private:
   // A size that grows with the batch: fixed + each * n.
@@ -149,9 +151,21 @@ class Model {
   struct Segment {
     std::size_t begin = 0, end = 0;
   };
+  // Steps of one segment that a large batch goes through in chunks, so that what they compute stays in cache.
+  struct Block {
+    std::size_t begin = 0, end = 0;
+    Index sample_bytes = 0;  // the most that one of the steps reads and writes for a sample
+    bool whole = false;      // where a value that leaves the block is not one row for each sample
+
+    Index chunk(Index n) const noexcept {
+      return whole ? n : std::clamp<Index>(cache_bytes / std::max<Index>(1, sample_bytes), 1, n);
+    }
+  };
+  static constexpr Index cache_bytes = 8 << 20;  // of values, for a chunk: a quarter of a usual L3
   struct Storage {
     std::vector<ValueId> values;
     std::size_t first = 0, last = 0;  // steps between which it must be kept
+    int block = -1;                   // the block that alone uses it: it holds a chunk; -1: the batch
   };
   struct Data {
     Data() = default;
@@ -176,6 +190,7 @@ class Model {
     std::vector<LayerInfo> layers;
     std::vector<Step> steps;
     std::vector<Segment> stages, heads;
+    std::vector<Block> blocks;  // of all steps, in order
     std::vector<ValueInfo> values;
     std::vector<Storage> storages;
     std::vector<ValueId> exit_values, output_values;
@@ -191,11 +206,14 @@ class Model {
   static void plan(Data& d);
   static void arrange(Data& d);
   static void assign_storage(Data& d);
+  static void cut_blocks(Data& d);
+  static bool is_rows(const Data& d, ValueId v) noexcept;
   static Memory plan_memory(const Data& d, Index n);
   static std::vector<TensorView> probe(const Data& d, const Graph& g, Index n);
   static State state_of(const Data& d, Index capacity);
-  static void bind(const Data& d, State& s, Index n) noexcept;
-  bool run_segment(State& s, Segment segment) const noexcept;
+  static void bind(const Data& d, State& s, std::size_t block, Index first, Index count) noexcept;
+  template <class Watch>
+  bool run_segment(State& s, Segment segment, Watch&& watch) const noexcept;
 
   std::shared_ptr<const Data> d_;
 };
@@ -215,6 +233,7 @@ class Model::State {
   std::shared_ptr<std::byte> memory_;
   Memory plan_;
   std::vector<TensorView> views_;
+  std::vector<std::pair<Index, Index>> bound_;  // of each block: the samples [first, first + count) its views show
   std::vector<std::int64_t> counts_;
 };
 
@@ -424,6 +443,7 @@ inline void Model::plan(Data& d) {
   }
   arrange(d);
   assign_storage(d);
+  cut_blocks(d);
   const Memory memory = plan_memory(d, 1);
   OFFRAMP_REQUIRE(memory.total <= d.options.limits.memory_bytes,
                   "the network needs " + std::to_string(memory.total) +
@@ -550,6 +570,14 @@ inline void Model::arrange(Data& d) {
   d.sample_size = input.rank > 0 ? input.at(1).count() : 1;
 }
 
+// Whether a value is one block of memory for each sample.
+inline bool Model::is_rows(const Data& d, ValueId v) noexcept {
+  const ValueInfo& x = d.values[static_cast<std::size_t>(v)];
+  bool rows = x.rank > 0 && x.sizes[0].fixed == 0 && x.sizes[0].each > 0;
+  for (std::size_t a = 1; rows && a < static_cast<std::size_t>(x.rank); ++a) rows = x.sizes[a].each == 0;
+  return rows;
+}
+
 // Views share their input's memory, elementwise work its own where nothing else needs it; everything else has its own.
 inline void Model::assign_storage(Data& d) {
   const std::size_t end = d.steps.size();
@@ -613,10 +641,7 @@ inline void Model::assign_storage(Data& d) {
     for (std::size_t i = 0; i < d.storages.size(); ++i) {
       if (d.storages[i].first >= d.heads[k].end || read_last[i] < d.heads[k].end) continue;
       for (const ValueId v : d.storages[i].values) {
-        const ValueInfo& x = info(v);
-        bool rows = x.rank > 0 && x.sizes[0].fixed == 0 && x.sizes[0].each > 0;
-        for (std::size_t a = 1; rows && a < static_cast<std::size_t>(x.rank); ++a) rows = x.sizes[a].each == 0;
-        OFFRAMP_REQUIRE(rows || d.single,
+        OFFRAMP_REQUIRE(is_rows(d, v) || d.single,
                         "'" + d.prepared[v].name + "' mixes samples and is needed behind exit " + std::to_string(k));
       }
       crossing.push_back(static_cast<int>(i));
@@ -625,17 +650,73 @@ inline void Model::assign_storage(Data& d) {
   }
 }
 
+// A new block begins where all that follows in the segment is a quarter as large or less.
+inline void Model::cut_blocks(Data& d) {
+  std::vector<Index> bytes(d.steps.size(), 0);
+  for (std::size_t i = 0; i < d.steps.size(); ++i) {
+    for (const auto* values : {&d.steps[i].in, &d.steps[i].out}) {
+      for (const ValueId v : *values) {
+        if (v != no_value && d.values[static_cast<std::size_t>(v)].storage >= 0)
+          bytes[i] += d.values[static_cast<std::size_t>(v)].bytes(1);
+      }
+    }
+  }
+  std::vector<Segment> segments;
+  for (std::size_t k = 0; k < d.stages.size(); ++k) {
+    segments.push_back(d.stages[k]);
+    segments.push_back(d.heads[k]);
+  }
+  const std::size_t covered = segments.empty() ? 0 : segments.back().end;
+  segments.push_back({covered, d.steps.size()});
+  for (const Segment& s : segments) {
+    std::size_t begin = s.begin;
+    while (begin < s.end) {
+      Block b{begin, begin + 1, bytes[begin]};
+      while (b.end < s.end) {
+        const Index rest = *std::max_element(bytes.begin() + static_cast<std::ptrdiff_t>(b.end),
+                                             bytes.begin() + static_cast<std::ptrdiff_t>(s.end));
+        if (b.sample_bytes > 256 * 1024 && rest <= b.sample_bytes / 4) break;
+        b.sample_bytes = std::max(b.sample_bytes, bytes[b.end++]);
+      }
+      d.blocks.push_back(b);
+      begin = b.end;
+    }
+  }
+  const std::size_t inputs = d.prepared.inputs.size();
+  for (std::size_t i = 0; i < d.storages.size(); ++i) {
+    Storage& s = d.storages[i];
+    for (std::size_t k = 0; k < d.blocks.size() && i >= inputs; ++k) {
+      if (d.blocks[k].begin <= s.first && s.last < d.blocks[k].end) s.block = static_cast<int>(k);
+    }
+    if (s.block >= 0) continue;
+    const bool rows = std::all_of(s.values.begin(), s.values.end(), [&](ValueId v) { return is_rows(d, v); });
+    for (Block& b : d.blocks) b.whole = b.whole || (!rows && s.first < b.end && b.begin <= s.last);
+  }
+}
+
 inline Model::Memory Model::plan_memory(const Data& d, Index n) {
   Memory m;
   m.offsets.assign(d.storages.size(), 0);
   std::vector<Index> sizes(d.storages.size(), 0);
   for (std::size_t i = 0; i < d.storages.size(); ++i) {
+    const int block = d.storages[i].block;
+    const Index held = block < 0 ? n : d.blocks[static_cast<std::size_t>(block)].chunk(n);
     for (const ValueId v : d.storages[i].values) {
       const ValueInfo& x = d.values[static_cast<std::size_t>(v)];
-      const Index bytes = checked_product(x.at(n).checked_count(), static_cast<Index>(size_of(x.type)));
+      const Index bytes = checked_product(x.at(held).checked_count(), static_cast<Index>(size_of(x.type)));
       OFFRAMP_REQUIRE(bytes <= d.options.limits.memory_bytes,
                       "a batch of " + std::to_string(n) + " needs more memory than the limit");
       sizes[i] = std::max(sizes[i], (bytes + 63) / 64 * 64);
+    }
+  }
+  // What outlives a block that is walked several times lives through all of it.
+  std::vector<std::pair<std::size_t, std::size_t>> lives;
+  for (const Storage& s : d.storages) {
+    lives.emplace_back(s.first, s.last);
+    for (const Block& b : d.blocks) {
+      if (s.block >= 0 || b.chunk(n) >= n) continue;
+      if (b.begin <= s.first && s.first < b.end) lives.back().first = b.begin;
+      if (b.begin <= s.last && s.last < b.end) lives.back().second = b.end - 1;
     }
   }
   // The largest first, each at the lowest place that is free while it lives.
@@ -646,7 +727,7 @@ inline Model::Memory Model::plan_memory(const Data& d, Index n) {
   for (const std::size_t i : order) {
     std::vector<std::pair<Index, Index>> busy;
     for (const std::size_t j : placed) {
-      if (d.storages[i].first <= d.storages[j].last && d.storages[j].first <= d.storages[i].last)
+      if (lives[i].first <= lives[j].second && lives[j].first <= lives[i].second)
         busy.emplace_back(m.offsets[j], m.offsets[j] + sizes[j]);
     }
     std::sort(busy.begin(), busy.end());
@@ -662,20 +743,23 @@ inline Model::Memory Model::plan_memory(const Data& d, Index n) {
   m.scratch = m.total;
   std::vector<TensorView> in, out;
   Index scratch = 0;
-  const auto view = [&](ValueId v) {
+  const auto view = [&](ValueId v, Index count) {
     TensorView x;
     if (v == no_value) return x;
     const ValueInfo& info = d.values[static_cast<std::size_t>(v)];
     x.type = info.type;
-    x.shape = info.at(n);
+    x.shape = info.at(count);
     return x;
   };
-  for (const Step& s : d.steps) {
-    in.clear();
-    out.clear();
-    for (const ValueId v : s.in) in.push_back(view(v));
-    for (const ValueId v : s.out) out.push_back(view(v));
-    scratch = std::max(scratch, static_cast<Index>(s.op->scratch_bytes(in, out)));
+  for (const Block& b : d.blocks) {
+    for (std::size_t i = b.begin; i < b.end; ++i) {
+      const Step& s = d.steps[i];
+      in.clear();
+      out.clear();
+      for (const ValueId v : s.in) in.push_back(view(v, b.chunk(n)));
+      for (const ValueId v : s.out) out.push_back(view(v, b.chunk(n)));
+      scratch = std::max(scratch, static_cast<Index>(s.op->scratch_bytes(in, out)));
+    }
   }
   m.total += (scratch + 63) / 64 * 64;
   return m;
@@ -706,24 +790,31 @@ inline Model::State Model::state_of(const Data& d, Index capacity) {
                       " bytes, the limit is " + std::to_string(d.options.limits.memory_bytes));
   s.memory_ = allocate_aligned(static_cast<std::size_t>(s.plan_.total));
   s.views_.resize(d.view_count);
+  s.bound_.assign(d.blocks.size(), {-1, -1});
   s.counts_.assign(d.steps.size(), 0);
-  bind(d, s, capacity);
+  s.batch_ = capacity;
   return s;
 }
 
-inline void Model::bind(const Data& d, State& s, Index n) noexcept {
-  s.batch_ = n;
-  for (const Step& step : d.steps) {
+inline void Model::bind(const Data& d, State& s, std::size_t block, Index first, Index count) noexcept {
+  if (s.bound_[block] == std::pair(first, count)) return;
+  s.bound_[block] = {first, count};
+  for (std::size_t i = d.blocks[block].begin; i < d.blocks[block].end; ++i) {
+    const Step& step = d.steps[i];
     std::size_t at = step.first_view;
     const auto set = [&](ValueId v) {
       TensorView& x = s.views_[at++];
       if (v == no_value) return;
       const ValueInfo& info = d.values[static_cast<std::size_t>(v)];
       x.type = info.type;
-      x.shape = info.at(n);
-      // Kernels do not write through inputs; a view has one kind of pointer.
-      x.data = info.storage < 0 ? const_cast<void*>(info.constant)
-                                : s.memory_.get() + s.plan_.offsets[static_cast<std::size_t>(info.storage)];
+      x.shape = info.at(count);
+      if (info.storage < 0) {  // kernels do not write through inputs; a view has one kind of pointer
+        x.data = const_cast<void*>(info.constant);
+        return;
+      }
+      const auto u = static_cast<std::size_t>(info.storage);
+      x.data =
+          s.memory_.get() + s.plan_.offsets[u] + (d.storages[u].block < 0 && first > 0 ? first * info.bytes(1) : 0);
     };
     for (const ValueId v : step.in) set(v);
     for (const ValueId v : step.out) set(v);
@@ -731,36 +822,53 @@ inline void Model::bind(const Data& d, State& s, Index n) noexcept {
 }
 
 inline void Model::load(State& s, const float* samples, Index batch) const noexcept {
-  if (batch != s.batch_) bind(*d_, s, batch);
+  s.batch_ = batch;
   const ValueInfo& input = d_->values[static_cast<std::size_t>(d_->prepared.inputs[0])];
   std::memcpy(s.memory_.get() + s.plan_.offsets[static_cast<std::size_t>(input.storage)], samples,
               static_cast<std::size_t>(batch * d_->sample_size) * sizeof(float));
 }
 
-inline bool Model::run_segment(State& s, Segment segment) const noexcept {
+template <class Watch>
+bool Model::run_segment(State& s, Segment segment, Watch&& watch) const noexcept {
   const kernel::Kernels& kernels = kernel::kernels_for(d_->options.isa);
   const ExecutorRef executor = d_->options.pool ? ExecutorRef(*d_->options.pool) : ExecutorRef();
   bool ok = true;
-  for (std::size_t i = segment.begin; i < segment.end; ++i) {
-    const Step& step = d_->steps[i];
-    if (step.is_view) continue;
-    const std::span<const TensorView> all(s.views_.data() + step.first_view, step.in.size() + step.out.size());
-    ok = step.op->forward(
-             {all.first(step.in.size()), all.subspan(step.in.size()), s.memory_.get() + s.plan_.scratch, kernels,
-              executor}) &&
-         ok;
+  for (std::size_t k = 0; k < d_->blocks.size(); ++k) {
+    const Block& block = d_->blocks[k];
+    if (block.begin < segment.begin || block.end > segment.end) continue;
+    const Index chunk = block.chunk(s.batch_);
+    for (Index first = 0; first < s.batch_; first += chunk) {
+      const Index count = std::min(chunk, s.batch_ - first);
+      bind(*d_, s, k, first, count);
+      for (std::size_t i = block.begin; i < block.end; ++i) {
+        const Step& step = d_->steps[i];
+        if (step.is_view) continue;
+        const std::span<const TensorView> all(s.views_.data() + step.first_view, step.in.size() + step.out.size());
+        const OperationRun run{all.first(step.in.size()), all.subspan(step.in.size()),
+                               s.memory_.get() + s.plan_.scratch, kernels, executor};
+        ok = watch(i, [&]() noexcept { return step.op->forward(run); }) && ok;
 #if OFFRAMP_COUNT_FLOPS
-    s.counts_[i] += s.batch_;
+        s.counts_[i] += count;
 #endif
+      }
+    }
   }
   return ok;
 }
 
+template <class Watch>
+bool Model::run_layers(State& s, Watch&& watch) const noexcept {
+  bool ok = true;
+  const std::size_t end = d_->stages.empty() ? 0 : d_->heads.back().end;
+  for (const Segment& stage : d_->stages) ok = run_segment(s, stage, watch) && ok;
+  return run_segment(s, {end, d_->steps.size()}, watch) && ok;
+}
+
 inline bool Model::run_stage(State& s, Index k) const noexcept {
-  return run_segment(s, d_->stages[static_cast<std::size_t>(k)]);
+  return run_segment(s, d_->stages[static_cast<std::size_t>(k)], [](std::size_t, const auto& run) { return run(); });
 }
 inline bool Model::run_head(State& s, Index k) const noexcept {
-  return run_segment(s, d_->heads[static_cast<std::size_t>(k)]);
+  return run_segment(s, d_->heads[static_cast<std::size_t>(k)], [](std::size_t, const auto& run) { return run(); });
 }
 
 inline const float* Model::logits(const State& s, Index k) const noexcept {
@@ -779,7 +887,7 @@ inline void Model::compact(State& s, Index k, std::span<const Index> kept) const
       if (from != to) std::memcpy(base + to * row, base + from * row, row);
     }
   }
-  bind(d, s, static_cast<Index>(kept.size()));
+  s.batch_ = static_cast<Index>(kept.size());
 }
 
 inline std::vector<Tensor> Model::run(std::span<const Tensor> inputs) const {
@@ -836,7 +944,8 @@ inline std::vector<Tensor> Model::run(std::span<const Tensor> inputs) const {
         std::memcpy(s.memory_.get() + s.plan_.offsets[static_cast<std::size_t>(info.storage)],
                     static_cast<const std::byte*>(inputs[i].data()) + static_cast<std::size_t>(r) * bytes, bytes);
     }
-    OFFRAMP_REQUIRE(run_segment(s, {0, d.steps.size()}), "an index in the data is out of range");
+    OFFRAMP_REQUIRE(run_segment(s, {0, d.steps.size()}, [](std::size_t, const auto& step) { return step(); }),
+                    "an index in the data is out of range");
     for (std::size_t i = 0; i < results.size(); ++i) {
       const ValueInfo& info = d.values[static_cast<std::size_t>(d.output_values[i])];
       const std::size_t bytes = results[i].bytes() / static_cast<std::size_t>(runs);

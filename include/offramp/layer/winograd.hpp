@@ -60,14 +60,16 @@ class WinogradPlan {
   }
 
   std::size_t scratch_bytes(Index batch) const noexcept {
-    const Index tiles_at_once = block_of(batch * tiles());
-    return static_cast<std::size_t>(t_.points() * (plane(tiles_at_once, in_channels_) + plane(tiles_at_once, out_channels_))) *
+    const Index tiles_at_once = std::min(block_, batch * tiles());  // the most that a smaller batch may take, too
+    return static_cast<std::size_t>(t_.points() *
+                                    (plane(tiles_at_once, in_channels_) + plane(tiles_at_once, out_channels_))) *
            sizeof(float);
   }
 
   /// All [batch][h][w][channels]; `bias` and `residual` may be null.
-  void forward(const float* in, const float* bias, const float* residual, float* out, Index batch, const FusedTail& tail,
-               std::byte* scratch, const kernel::Kernels& kernels, ExecutorRef executor) const noexcept {
+  void forward(const float* in, const float* bias, const float* residual, float* out, Index batch,
+               const FusedTail& tail, std::byte* scratch, const kernel::Kernels& kernels,
+               ExecutorRef executor) const noexcept {
     const Index all = batch * tiles(), block = block_of(all);
     auto* left = reinterpret_cast<float*>(scratch);
     auto* products = left + t_.points() * plane(block, in_channels_);
@@ -119,8 +121,12 @@ class WinogradPlan {
   // G g G^T of every 3 x 3 filter, in double, packed for the matrix kernel: a plane for each point.
   void pack(const float* weights) {
     static constexpr double g4[4][3] = {{1, 0, 0}, {.5, .5, .5}, {.5, -.5, .5}, {0, 0, 1}};
-    static constexpr double g6[6][3] = {{1. / 4, 0, 0},           {-1. / 6, -1. / 6, -1. / 6}, {-1. / 6, 1. / 6, -1. / 6},
-                                        {1. / 24, 1. / 12, 1. / 6}, {1. / 24, -1. / 12, 1. / 6}, {0, 0, 1}};
+    static constexpr double g6[6][3] = {{1. / 4, 0, 0},
+                                        {-1. / 6, -1. / 6, -1. / 6},
+                                        {-1. / 6, 1. / 6, -1. / 6},
+                                        {1. / 24, 1. / 12, 1. / 6},
+                                        {1. / 24, -1. / 12, 1. / 6},
+                                        {0, 0, 1}};
     static constexpr double g8[8][3] = {{1, 0, 0},
                                         {-2. / 9, -2. / 9, -2. / 9},
                                         {-2. / 9, 2. / 9, -2. / 9},

@@ -1,0 +1,90 @@
+#include "offramp/layer/winograd.hpp"
+
+#include <gtest/gtest.h>
+
+#include "offramp/kernel/dispatch.hpp"
+#include "reference.hpp"
+
+namespace offramp {
+namespace {
+
+std::vector<float> channels_last(std::span<const float> x, Index batch, Index channels, Index pixels) {
+  std::vector<float> y(x.size());
+  for (Index i = 0; i < batch; ++i)
+    kernel::transpose(x.data() + i * channels * pixels, channels, pixels, y.data() + i * channels * pixels);
+  return y;
+}
+
+// Every tile size on every instruction set, alone and with three threads, with odd sizes, borders, bias, residual and
+// every kind of tail.
+TEST(Winograd, EqualsSevenLoops) {
+  std::mt19937 engine(3);
+  const auto pick = [&](std::initializer_list<Index> from) { return *(from.begin() + engine() % from.size()); };
+  ThreadPool pool(3);
+  for (int trial = 0; trial < 60; ++trial) {
+    test::ConvCase c;
+    c.batch = pick({1, 2, 5}), c.h = pick({1, 3, 7, 8, 13}), c.w = pick({2, 6, 9, 20});
+    c.in = pick({1, 8, 16, 19, 40}), c.out = pick({3, 16, 21, 48});
+    c.kh = c.kw = 3, c.top = pick({0, 1, 2}), c.left = pick({1, 2}), c.bottom = pick({1, 2}), c.right = pick({0, 1});
+    if (c.out_h() < 1 || c.out_w() < 1) continue;
+    const auto x = test::random_floats(c.batch * c.in * c.h * c.w, 10 + static_cast<unsigned>(trial)),
+               w = test::random_floats(c.out * c.in * 9, 2), b = test::random_floats(kernel::padded_columns(c.out), 3);
+    const Index outputs = c.batch * c.out * c.out_h() * c.out_w();
+    const auto residual = test::random_floats(outputs, 4);
+    auto expected = test::conv2d(c, x, w, std::span(b).first(static_cast<std::size_t>(c.out)));
+    FusedTail tail;
+    const int kind = trial % 4;
+    tail.activation = kind == 0   ? kernel::Unary::identity
+                      : kind == 1 ? kernel::Unary::relu
+                      : kind == 2 ? kernel::Unary::clip
+                                  : kernel::Unary::abs;
+    tail.alpha = -0.5f, tail.beta = 2.0f;
+    for (std::size_t i = 0; i < expected.size(); ++i) {
+      double& v = expected[i];
+      v += static_cast<double>(residual[i]);
+      v = kind == 0 ? v : kind == 1 ? std::max(v, 0.0) : kind == 2 ? std::clamp(v, -0.5, 2.0) : std::fabs(v);
+    }
+    Window window;
+    window.in = {1, c.h, c.w}, window.out = {1, c.out_h(), c.out_w()}, window.kernel = {1, 3, 3};
+    window.begin = {0, c.top, c.left}, window.end = {0, c.bottom, c.right};
+    const auto in = channels_last(x, c.batch, c.in, c.h * c.w),
+               extra = channels_last(residual, c.batch, c.out, c.out_h() * c.out_w());
+    for (const Index m : {2, 4, 6}) {
+      const WinogradPlan plan(window, c.in, c.out, m, w.data());
+      for (const Isa isa : available_isas()) {
+        std::vector<float> alone;
+        for (const bool threaded : {false, true}) {
+          std::vector<float> out(static_cast<std::size_t>(outputs), NAN), y;
+          const auto scratch = allocate_aligned(plan.scratch_bytes(c.batch));
+          plan.forward(in.data(), b.data(), extra.data(), out.data(), c.batch, tail, scratch.get(),
+                       kernel::kernels_for(isa), threaded ? ExecutorRef(pool) : ExecutorRef());
+          for (Index i = 0; i < c.batch; ++i) {
+            std::vector<float> image(static_cast<std::size_t>(outputs / c.batch));
+            kernel::transpose(out.data() + i * outputs / c.batch, c.out_h() * c.out_w(), c.out, image.data());
+            y.insert(y.end(), image.begin(), image.end());
+          }
+          // Clipping to 2 makes the largest magnitude a tenth of the sums'.
+          ASSERT_LT(test::relative_error(y, expected), m == 6 ? 2e-4 : 5e-5) << c.text() << " F" << m;
+          if (threaded) {
+            ASSERT_EQ(y, alone);
+          }
+          alone = y;
+        }
+      }
+    }
+  }
+}
+
+// A state made for a large batch must have room for every smaller one.
+TEST(Winograd, SmallerBatchesNeedNoMoreScratch) {
+  Window window;
+  window.in = window.out = {1, 56, 56}, window.kernel = {1, 3, 3}, window.begin = window.end = {0, 1, 1};
+  const std::vector<float> w(64 * 64 * 9, 0.1f);
+  for (const Index m : {2, 4, 6}) {
+    const WinogradPlan plan(window, 64, 64, m, w.data());
+    for (Index batch = 1; batch < 9; ++batch) EXPECT_LE(plan.scratch_bytes(batch), plan.scratch_bytes(batch + 1));
+  }
+}
+
+}  // namespace
+}  // namespace offramp
