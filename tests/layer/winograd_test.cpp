@@ -23,7 +23,7 @@ TEST(Winograd, EqualsSevenLoops) {
   ThreadPool pool(3);
   for (int trial = 0; trial < 60; ++trial) {
     test::ConvCase c;
-    c.batch = pick({1, 2, 5}), c.h = pick({1, 3, 7, 8, 13}), c.w = pick({2, 6, 9, 20});
+    c.batch = pick({1, 2, 5}), c.h = pick({1, 3, 7, 8, 13}), c.w = pick({2, 6, 9, 20, 40});
     c.in = pick({1, 8, 16, 19, 40}), c.out = pick({3, 16, 21, 48});
     c.kh = c.kw = 3, c.top = pick({0, 1, 2}), c.left = pick({1, 2}), c.bottom = pick({1, 2}), c.right = pick({0, 1});
     if (c.out_h() < 1 || c.out_w() < 1) continue;
@@ -50,10 +50,10 @@ TEST(Winograd, EqualsSevenLoops) {
     const auto in = channels_last(x, c.batch, c.in, c.h * c.w),
                extra = channels_last(residual, c.batch, c.out, c.out_h() * c.out_w());
     for (const Index m : {2, 4, 6}) {
-      const WinogradPlan plan(window, c.in, c.out, m, w.data());
       for (const Isa isa : available_isas()) {
         std::vector<float> alone;
         for (const bool threaded : {false, true}) {
+          const WinogradPlan plan(window, c.in, c.out, m, w.data(), threaded ? 3 : 1);
           std::vector<float> out(static_cast<std::size_t>(outputs), NAN), y;
           const auto scratch = allocate_aligned(plan.scratch_bytes(c.batch));
           plan.forward(in.data(), b.data(), extra.data(), out.data(), c.batch, tail, scratch.get(),
@@ -81,8 +81,10 @@ TEST(Winograd, SmallerBatchesNeedNoMoreScratch) {
   window.in = window.out = {1, 56, 56}, window.kernel = {1, 3, 3}, window.begin = window.end = {0, 1, 1};
   const std::vector<float> w(64 * 64 * 9, 0.1f);
   for (const Index m : {2, 4, 6}) {
-    const WinogradPlan plan(window, 64, 64, m, w.data());
-    for (Index batch = 1; batch < 9; ++batch) EXPECT_LE(plan.scratch_bytes(batch), plan.scratch_bytes(batch + 1));
+    for (const Index threads : {1, 2, 5}) {
+      const WinogradPlan plan(window, 64, 64, m, w.data(), threads);
+      for (Index batch = 1; batch < 9; ++batch) EXPECT_LE(plan.scratch_bytes(batch), plan.scratch_bytes(batch + 1));
+    }
   }
 }
 

@@ -40,8 +40,8 @@ enum class Unary : std::uint8_t {
 /// Functions of two variables with a vector kernel.
 enum class Binary : std::uint8_t { add, sub, mul, div, max, min, prelu, count };
 
-/// A matrix product C = act(A B + bias + residual). A is given by row addresses, `taps` runs of `run` elements each, so that a
-/// convolution's window is read where it lies (indirect convolution, Dukhan 2019, arXiv 1907.02129).
+/// A matrix product C = act(A B + bias + residual). A is given by row addresses, `taps` runs of `run` elements each, so
+/// that a convolution's window is read where it lies (indirect convolution, Dukhan 2019, arXiv 1907.02129).
 struct Gemm {
   Index m = 0, n = 0;        ///< rows and columns of C
   Index taps = 1, run = 0;   ///< K = taps * run
@@ -57,7 +57,7 @@ struct Gemm {
   Index ldc = 0;
   Unary activation = Unary::identity;
   float alpha = 0, beta = 0;
-  bool columns_outside = false;        ///< keep a panel of B in cache and walk the rows inside
+  bool columns_outside = false;  ///< keep a panel of B in cache and walk the rows inside
 };
 
 /// Depthwise convolution, channels last, one image. The multiplier is 1.
@@ -80,10 +80,10 @@ struct Depthwise {
 struct Winograd {
   Index m = 2;  ///< output pixels of a tile along each axis: 2, 4 or 6
   Index in_h = 0, in_w = 0, out_h = 0, out_w = 0, pad_top = 0, pad_left = 0;
-  Index channels = 0;            ///< of the side that is transformed
-  Index first = 0, count = 0;    ///< the tiles
-  Index plane = 0;               ///< floats between two planes
-  const float* bias = nullptr;   ///< output only: null, or [channels]
+  Index channels = 0;               ///< of the side that is transformed
+  Index first = 0, count = 0;       ///< the tiles
+  Index plane = 0;                  ///< floats between two planes
+  const float* bias = nullptr;      ///< output only: null, or [channels]
   const float* residual = nullptr;  ///< output only: null, or of the output's shape
   Unary activation = Unary::identity;
   float alpha = 0, beta = 0;
@@ -100,6 +100,7 @@ struct Pool2d {
   Index kernel_h = 0, kernel_w = 0, stride_h = 1, stride_w = 1, dilation_h = 1, dilation_w = 1, pad_top = 0,
         pad_left = 0;
   Index pad_bottom = 0, pad_right = 0;
+  Index first_row = 0;  ///< of the image, that `out` begins with; out_h counts from there
   const float* in = nullptr;
   float* out = nullptr;
 };
@@ -128,8 +129,8 @@ struct Kernels {
   void (*sum_rows)(const float* in, float* out, Index rows, Index n, float scale) noexcept;
   /// The sum of n floats, in lanes.
   float (*sum)(const float* in, Index n) noexcept;
-  /// `rounds` times 12 independent vector multiply-adds in registers, lanes * 24 FLOPs a round: the peak that speeds are
-  /// measured against. Returns a sum, so that nothing is optimised away.
+  /// `rounds` times 12 independent vector multiply-adds in registers, lanes * 24 FLOPs a round: the peak that speeds
+  /// are measured against. Returns a sum, so that nothing is optimised away.
   float (*multiply_adds)(Index rounds, float x) noexcept;
 };
 

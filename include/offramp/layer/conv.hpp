@@ -63,7 +63,7 @@ class ConvPlan {
     }
     if (const Index m = winograd_tile(options); m > 0) {
       kind_ = Kind::winograd;
-      winograd_ = WinogradPlan(w_, in_channels, out_channels, m, weights);
+      winograd_ = WinogradPlan(w_, in_channels, out_channels, m, weights, options.threads);
       return;
     }
     if (w_.is_pointwise()) {
@@ -320,8 +320,7 @@ class ConvOperation final : public Operation {
     const TensorView* r = optional_input(run.in, 3);
     const Index batch = x.shape[0];
     if (channels_last_) {
-      plan_.forward(x.f32(), r ? r->f32() : nullptr, y.as<float>(), batch, run.scratch, run.kernels,
-                    run.executor);
+      plan_.forward(x.f32(), r ? r->f32() : nullptr, y.as<float>(), batch, run.scratch, run.kernels, run.executor);
       return true;
     }
     auto* own = run.scratch;

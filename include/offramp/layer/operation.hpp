@@ -31,7 +31,8 @@ enum class InputUse : std::uint8_t {
 /// What an operation is prepared for.
 struct PrepareOptions {
   const kernel::Kernels& kernels;
-  Index batch = 1;         ///< samples that a call is expected to have
+  Index batch = 1;          ///< samples that a call is expected to have
+  Index threads = 1;        ///< of the executor that will run it
   Index winograd_tile = 6;  ///< largest tile of Winograd convolutions: 2, 4 or 6; 0: none
 };
 

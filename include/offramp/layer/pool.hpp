@@ -2,6 +2,7 @@
 /// Pooling: maximum, average, Lp, and each of them over the whole image.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -133,8 +134,15 @@ class PoolOperation final : public Operation {
     for (Index i = 0; i < x.shape[0]; ++i) {
       if (channels_last_) {
         p.in = x.f32() + i * in_image;
-        p.out = y.as<float>() + i * out_image;
-        run.kernels.pool2d(p);
+        const Index rows = w.out[1], row = out_image / std::max<Index>(1, rows);
+        const Index bands = out_image * w.taps() < kernel::least_parallel_macs ? 1 : 2 * run.executor.threads();
+        run.executor.each(bands, [&](Index b) {
+          const kernel::Range r = kernel::part_of(rows, 1, bands, b);
+          kernel::Pool2d band = p;
+          band.first_row = r.first, band.out_h = r.last - r.first;
+          band.out = y.as<float>() + i * out_image + r.first * row;
+          run.kernels.pool2d(band);
+        });
       } else {
         kernel::transpose(x.f32() + i * in_image, p.channels, in_image / p.channels, in);
         p.in = in, p.out = out;

@@ -30,9 +30,9 @@ class WinogradPlan {
            w.begin[0] == 0 && w.end[0] == 0;
   }
 
-  /// `weights` is [out_channels][in_channels][3][3], `bias` null or [out_channels]; m is 2, 4 or 6.
-  WinogradPlan(const Window& w, Index in_channels, Index out_channels, Index m, const float* weights)
-      : in_channels_(in_channels), out_channels_(out_channels) {
+  /// `weights` is [out_channels][in_channels][3][3]; m is 2, 4 or 6; `threads` as the executor of `forward` has.
+  WinogradPlan(const Window& w, Index in_channels, Index out_channels, Index m, const float* weights, Index threads = 1)
+      : in_channels_(in_channels), out_channels_(out_channels), threads_(threads) {
     t_.m = m;
     t_.in_h = w.in[1], t_.in_w = w.in[2], t_.out_h = w.out[1], t_.out_w = w.out[2];
     t_.pad_top = w.begin[1], t_.pad_left = w.begin[2];
@@ -60,60 +60,76 @@ class WinogradPlan {
   }
 
   std::size_t scratch_bytes(Index batch) const noexcept {
-    const Index tiles_at_once = std::min(block_, batch * tiles());  // the most that a smaller batch may take, too
-    return static_cast<std::size_t>(t_.points() *
-                                    (plane(tiles_at_once, in_channels_) + plane(tiles_at_once, out_channels_))) *
-           sizeof(float);
+    const Index all = batch * tiles();
+    return static_cast<std::size_t>(slots(all) * slot(std::min(block_, all))) * sizeof(float);
   }
 
   /// All [batch][h][w][channels]; `bias` and `residual` may be null.
   void forward(const float* in, const float* bias, const float* residual, float* out, Index batch,
                const FusedTail& tail, std::byte* scratch, const kernel::Kernels& kernels,
                ExecutorRef executor) const noexcept {
-    const Index all = batch * tiles(), block = block_of(all);
-    auto* left = reinterpret_cast<float*>(scratch);
-    auto* products = left + t_.points() * plane(block, in_channels_);
-    kernel::Winograd input = t_, output = t_;
-    input.channels = in_channels_, input.plane = plane(block, in_channels_);
-    output.channels = out_channels_, output.plane = plane(block, out_channels_);
+    kernel::Winograd output = t_;
     output.bias = bias, output.residual = residual;
     output.activation = tail.activation, output.alpha = tail.alpha, output.beta = tail.beta;
-    kernel::Gemm g;
-    g.n = out_channels_, g.run = g.lda = in_channels_, g.ldc = out_channels_;
-    const bool alone = executor.threads() == 1;
-    for (Index first = 0; first < all; first += block) {
-      const Index count = std::min(block, all - first);
-      const Index parts = alone ? 1 : std::min<Index>(count, 2 * executor.threads());
-      const auto range = [&](kernel::Winograd w, Index i) {
-        const kernel::Range r = kernel::part_of(count, 1, parts, i);
-        w.first = first + r.first, w.count = r.last - r.first;
-        return std::pair(w, r.first);
-      };
-      executor.each(parts, [&](Index i) {
-        const auto [w, at] = range(input, i);
-        kernels.winograd_input(w, in, left + at * in_channels_);
-      });
-      g.m = count;
-      g.columns_outside = kernel::prefer_columns_outside(count, out_channels_, in_channels_);
-      executor.each(t_.points(), [&](Index p) {
-        kernel::Gemm one = g;
-        one.a = left + p * input.plane;
-        one.b = weights_.view().f32() + p * packed_;
-        one.c = products + p * output.plane;
-        kernels.gemm(one);
-      });
-      executor.each(parts, [&](Index i) {
-        const auto [w, at] = range(output, i);
-        kernels.winograd_output(w, products + at * out_channels_, out);
-      });
+    const Index all = batch * tiles(), threads = slots(all);
+    auto* memory = reinterpret_cast<float*>(scratch);
+    if (threads == 1) {  // one block after the other, all threads in each: the weights are read once
+      const Index block = block_of(all, 1);
+      for (Index first = 0; first < all; first += block)
+        run_block(in, out, output, first, std::min(block, all - first), memory, kernels, executor);
+      return;
     }
+    const Index block = block_of(all, threads), blocks = (all + block - 1) / block;
+    executor.each(threads, [&](Index t) {  // every thread its own blocks, whose transforms stay in its L2
+      for (Index i = t; i < blocks; i += threads)
+        run_block(in, out, output, i * block, std::min(block, all - i * block), memory + t * slot(block_), kernels, {});
+    });
   }
 
  private:
-  // Blocks of even size.
-  Index block_of(Index all) const noexcept {
-    const Index blocks = std::max<Index>(1, (all + block_ - 1) / block_);
-    return (all + blocks - 1) / blocks;
+  // Threads that work on blocks of their own: where there are enough, and weights that all of them may read.
+  Index slots(Index all) const noexcept {
+    return all >= threads_ * block_ && t_.points() * packed_ < Index{1} << 21 ? threads_ : 1;
+  }
+  // Blocks of even size, as many for each thread.
+  Index block_of(Index all, Index threads) const noexcept {
+    const Index each = std::max<Index>(1, (all + block_ * threads - 1) / (block_ * threads));
+    return (all + each * threads - 1) / (each * threads);
+  }
+  Index slot(Index block) const noexcept {
+    return t_.points() * (plane(block, in_channels_) + plane(block, out_channels_));
+  }
+
+  void run_block(const float* in, float* out, kernel::Winograd output, Index first, Index count, float* left,
+                 const kernel::Kernels& kernels, ExecutorRef executor) const noexcept {
+    kernel::Winograd input = t_;
+    input.channels = in_channels_, input.plane = plane(count, in_channels_);
+    output.channels = out_channels_, output.plane = plane(count, out_channels_);
+    auto* products = left + t_.points() * input.plane;
+    const Index parts = executor.threads() == 1 ? 1 : std::min<Index>(count, 2 * executor.threads());
+    const auto range = [&](kernel::Winograd w, Index i) {
+      const kernel::Range r = kernel::part_of(count, 1, parts, i);
+      w.first = first + r.first, w.count = r.last - r.first;
+      return std::pair(w, r.first);
+    };
+    executor.each(parts, [&](Index i) {
+      const auto [w, at] = range(input, i);
+      kernels.winograd_input(w, in, left + at * in_channels_);
+    });
+    kernel::Gemm g;
+    g.m = count, g.n = out_channels_, g.run = g.lda = in_channels_, g.ldc = out_channels_;
+    g.columns_outside = kernel::prefer_columns_outside(count, out_channels_, in_channels_);
+    executor.each(t_.points(), [&](Index p) {
+      kernel::Gemm one = g;
+      one.a = left + p * input.plane;
+      one.b = weights_.view().f32() + p * packed_;
+      one.c = products + p * output.plane;
+      kernels.gemm(one);
+    });
+    executor.each(parts, [&](Index i) {
+      const auto [w, at] = range(output, i);
+      kernels.winograd_output(w, products + at * out_channels_, out);
+    });
   }
   // Planes a multiple of 4 KB apart would share the sets of L1.
   static Index plane(Index tiles, Index channels) noexcept { return (tiles * channels + 15) / 16 * 16 + 16; }
@@ -158,7 +174,7 @@ class WinogradPlan {
     }
   }
 
-  Index in_channels_ = 0, out_channels_ = 0, block_ = 0, packed_ = 0;
+  Index in_channels_ = 0, out_channels_ = 0, threads_ = 1, block_ = 0, packed_ = 0;
   kernel::Winograd t_;
   Tensor weights_;
 };
