@@ -1,7 +1,8 @@
 // What an exit costs, and what deciding costs: exit_cost MODEL.onnx [ROUNDS]
 //
 // For each exit k, in turn in one process: a session whose policy always leaves at k, and the stages up to k with k's
-// head, called directly. Then a session that asks every exit and never leaves, against all stages and heads called
+// head, called directly; and the share of the full network's latency that is saved, over the share of its FLOPs. Then a
+// session that asks every exit and never leaves, against all stages and heads called
 // directly: the difference is what policies, counter and bookkeeping take.
 #include <algorithm>
 #include <chrono>
@@ -68,14 +69,22 @@ int main(int argc, char** argv) {
       if (every_head || k == last) model.run_head(state, k);
     }
   };
-  std::printf("%-12s %14s %14s %8s %14s\n", "exit", "session, us", "stages, us", "ratio", "of full FLOPs");
+  std::printf("%-12s %14s %14s %8s %14s %14s %10s\n", "exit", "session, us", "stages, us", "ratio", "FLOPs saved",
+              "latency saved", "quotient");
   for (Index k = 0; k < exits; ++k) {
     Session session(model, Always{k});
     const auto [a, b] = in_turn(
         rounds, [&] { session.predict(x); }, [&] { stages(k, false); });
+    const auto [early, whole] = in_turn(
+        rounds, [&] { session.predict(x); }, [&] { session.predict_full(x); });
     const auto& e = model.exits()[static_cast<std::size_t>(k)];
-    std::printf("%-12s %14.2f %14.2f %8.4f %13.1f %%\n", e.name.c_str(), a, b, a / b,
-                100 * static_cast<double>(e.upto.flops) / static_cast<double>(model.exits().back().upto.flops));
+    const double flops = 1 - static_cast<double>(e.upto.flops) / static_cast<double>(model.exits().back().upto.flops);
+    std::printf("%-12s %14.2f %14.2f %8.4f %12.1f %% %12.1f %% ", e.name.c_str(), a, b, a / b, 100 * flops,
+                100 * (1 - early / whole));
+    if (k + 1 < exits)
+      std::printf("%10.3f\n", (1 - early / whole) / flops);
+    else
+      std::printf("%10s\n", "-");
   }
   Session asking(model, AskOnly{});
   Session full(model, Never{});

@@ -149,17 +149,49 @@ struct Calibration {
   Outcome outcome, full;
 };
 
-/// Chooses the thresholds. Raises an Error where no setting reaches the target.
-inline Calibration calibrate_thresholds(const ExitRecords& r, const CalibrationTarget& target) {
-  OFFRAMP_REQUIRE(target.max_accuracy_drop.has_value() != target.flops_budget.has_value(),
-                  "calibration needs either a largest accuracy drop or a FLOP budget");
+/// One setting of all thresholds and what it does to the data that it was found on.
+struct ThresholdSetting {
+  std::vector<float> thresholds;  ///< one for each early exit; infinity: off
+  Outcome outcome;
+};
+
+namespace detail {
+
+/// Calls `consider(thresholds)`, which returns the outcome, for every setting that the search meets.
+template <class Consider>
+void search_thresholds(const std::vector<std::vector<float>>& grid, Consider&& consider) {
+  std::vector<float> at(grid.size(), std::numeric_limits<float>::infinity());
+  const double full_flops = consider(at).mean_flops;
+  for (double price = 0.2; price < 2000; price *= 1.6) {  // full networks that one lost answer is worth
+    const auto loss = [&](const Outcome& o) { return o.mean_flops / full_flops + price * (1 - o.accuracy); };
+    double current = loss(consider(at));
+    for (int sweep = 0; sweep < 6; ++sweep) {
+      bool moved = false;
+      for (std::size_t k = 0; k < grid.size(); ++k) {
+        const float old = at[k];
+        float chosen = old;
+        for (const float t : grid[k]) {
+          at[k] = t;
+          const double l = loss(consider(at));
+          if (l < current - 1e-12) {
+            current = l;
+            chosen = t;
+          }
+        }
+        at[k] = chosen;
+        moved = moved || chosen != old;
+      }
+      if (!moved) break;
+    }
+  }
+}
+
+/// Candidates at each early exit: quantiles of its confidence, and off.
+inline std::vector<std::vector<float>> threshold_grid(const ExitRecords& r) {
   OFFRAMP_REQUIRE(r.samples > 0, "there are no data to calibrate on");
-  const auto early = static_cast<std::size_t>(r.exits - 1);
-  const float off = std::numeric_limits<float>::infinity();
-  // Candidates: quantiles of the confidence at each exit, and off.
   constexpr std::size_t steps = 40;
-  std::vector<std::vector<float>> grid(early);
-  for (std::size_t k = 0; k < early; ++k) {
+  std::vector<std::vector<float>> grid(static_cast<std::size_t>(r.exits - 1));
+  for (std::size_t k = 0; k < grid.size(); ++k) {
     std::vector<float> c;
     for (Index i = 0; i < r.samples; ++i) c.push_back(r.confidence_at(i, static_cast<Index>(k)));
     std::sort(c.begin(), c.end());
@@ -167,11 +199,38 @@ inline Calibration calibrate_thresholds(const ExitRecords& r, const CalibrationT
       const float q = c[s * c.size() / steps];
       if (std::isfinite(q) && (grid[k].empty() || q > grid[k].back())) grid[k].push_back(q);
     }
-    grid[k].push_back(off);
+    grid[k].push_back(std::numeric_limits<float>::infinity());
   }
+  return grid;
+}
+
+}  // namespace detail
+
+/// The settings that no other one met in the search beats in both accuracy and FLOPs, the most accurate first.
+inline std::vector<ThresholdSetting> threshold_front(const ExitRecords& r) {
+  std::vector<ThresholdSetting> met;
+  detail::search_thresholds(detail::threshold_grid(r), [&](const std::vector<float>& t) {
+    met.push_back({t, apply_thresholds(r, t)});
+    return met.back().outcome;
+  });
+  std::stable_sort(met.begin(), met.end(), [](const ThresholdSetting& a, const ThresholdSetting& b) {
+    return a.outcome.accuracy != b.outcome.accuracy ? a.outcome.accuracy > b.outcome.accuracy
+                                                    : a.outcome.mean_flops < b.outcome.mean_flops;
+  });
+  std::vector<ThresholdSetting> front;
+  for (ThresholdSetting& s : met) {
+    if (front.empty() || s.outcome.mean_flops < front.back().outcome.mean_flops) front.push_back(std::move(s));
+  }
+  return front;
+}
+
+/// Chooses the thresholds. Raises an Error where no setting reaches the target.
+inline Calibration calibrate_thresholds(const ExitRecords& r, const CalibrationTarget& target) {
+  OFFRAMP_REQUIRE(target.max_accuracy_drop.has_value() != target.flops_budget.has_value(),
+                  "calibration needs either a largest accuracy drop or a FLOP budget");
+  const auto grid = detail::threshold_grid(r);
   Calibration best;
-  std::vector<float> at(early, off);
-  best.full = apply_thresholds(r, at);
+  best.full = apply_thresholds(r, std::vector<float>(grid.size(), std::numeric_limits<float>::infinity()));
   const auto admissible = [&](const Outcome& o) {
     return target.max_accuracy_drop ? o.accuracy >= best.full.accuracy - *target.max_accuracy_drop - 1e-12
                                     : o.mean_flops <= *target.flops_budget;
@@ -191,30 +250,7 @@ inline Calibration calibrate_thresholds(const ExitRecords& r, const CalibrationT
     }
     return o;
   };
-  consider(at);
-  const double full_flops = best.full.mean_flops;
-  for (double price = 0.2; price < 2000; price *= 1.6) {  // full networks that one lost answer is worth
-    const auto loss = [&](const Outcome& o) { return o.mean_flops / full_flops + price * (1 - o.accuracy); };
-    double current = loss(consider(at));
-    for (int sweep = 0; sweep < 6; ++sweep) {
-      bool moved = false;
-      for (std::size_t k = 0; k < early; ++k) {
-        const float old = at[k];
-        float chosen = old;
-        for (const float t : grid[k]) {
-          at[k] = t;
-          const double l = loss(consider(at));
-          if (l < current - 1e-12) {
-            current = l;
-            chosen = t;
-          }
-        }
-        at[k] = chosen;
-        moved = moved || chosen != old;
-      }
-      if (!moved) break;
-    }
-  }
+  detail::search_thresholds(grid, consider);
   OFFRAMP_REQUIRE(found,
                   "no thresholds reach the target: the cheapest way through the network takes " +
                       std::to_string(static_cast<Index>(r.stages.empty() ? 0 : (r.stages[0] + r.heads[0]).flops)) +
@@ -222,7 +258,7 @@ inline Calibration calibrate_thresholds(const ExitRecords& r, const CalibrationT
   // Last steps on the grid while they help.
   for (bool moved = true; moved;) {
     moved = false;
-    for (std::size_t k = 0; k < early; ++k) {
+    for (std::size_t k = 0; k < grid.size(); ++k) {
       const std::vector<float> from = best.thresholds;
       for (const float t : grid[k]) {
         std::vector<float> trial = from;

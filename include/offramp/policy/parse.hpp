@@ -163,7 +163,10 @@ inline std::string policy_number(float v) {
 /// `name:t,t,...` from its thresholds.
 inline std::string policy_text(std::string_view name, const std::vector<float>& thresholds) {
   std::string s(name);
-  for (std::size_t i = 0; i < thresholds.size(); ++i) s += (i ? "," : ":") + policy_number(thresholds[i]);
+  for (std::size_t i = 0; i < thresholds.size(); ++i) {
+    s += i ? ',' : ':';
+    s += policy_number(thresholds[i]);
+  }
   return s;
 }
 
