@@ -42,7 +42,8 @@ class ExecutorRef {
   ExecutorRef() = default;
   template <Executor E>
   explicit ExecutorRef(E& e) noexcept
-      : executor_(&e), run_([](void* x, Index parts, Task task, void* context) noexcept {
+      : executor_(&e),
+        run_([](void* x, Index parts, Task task, void* context) noexcept {
           static_cast<E*>(x)->run(parts, task, context);
         }),
         threads_(e.threads()) {}
@@ -57,8 +58,9 @@ class ExecutorRef {
       return;
     }
     using Function = std::remove_reference_t<F>;
-    run_(executor_, parts, [](void* context, Index i) noexcept { (*static_cast<Function*>(context))(i); },
-         const_cast<void*>(static_cast<const void*>(std::addressof(f))));
+    run_(
+        executor_, parts, [](void* context, Index i) noexcept { (*static_cast<Function*>(context))(i); },
+        const_cast<void*>(static_cast<const void*>(std::addressof(f))));
   }
 
  private:
@@ -116,8 +118,8 @@ class ThreadPool {
 #endif
   }
 
-  // Parts of this epoch, until none is left. Whoever takes a part keeps the epoch from ending, so that the task that was
-  // read before still stands.
+  // Parts of this epoch, until none is left. Whoever takes a part keeps the epoch from ending, so that the task that
+  // was read before still stands.
   void take_parts(std::uint64_t epoch) noexcept {
     std::uint64_t t = ticket_.load(std::memory_order_acquire);
     while (t >> 32 == epoch) {

@@ -41,8 +41,8 @@ class DensePlan {
   Cost cost(Index m, bool residual) const noexcept { return cost(m, n_, k_, has_bias_, residual, tail_); }
 
   /// `in` is [m][k], `residual` null or [m][n], `out` [m][n].
-  void forward(const float* in, const float* residual, float* out, Index m,
-               const kernel::Kernels& kernels, ExecutorRef executor = {}) const noexcept {
+  void forward(const float* in, const float* residual, float* out, Index m, const kernel::Kernels& kernels,
+               ExecutorRef executor = {}) const noexcept {
     product(in, weights_.view().f32(), has_bias_ ? bias_.view().f32() : nullptr, residual, out, m, n_, k_, tail_,
             kernels, executor);
   }
