@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "bench.hpp"
+#include "cache.hpp"
 #include "data.hpp"
 #include "evaluation.hpp"
 #include "npy.hpp"
@@ -225,7 +226,7 @@ int calibrate(const Common& c, const std::string& spec, std::optional<double> dr
                             [&](Index done) { progress.at(done); });
   offramp::CalibrationTarget target;
   if (drop) target.max_accuracy_drop = *drop / 100;
-  target.flops_budget = budget;
+  target.budget = budget;
   const auto best = offramp::calibrate_thresholds(records, target);
   const std::string policy = offramp::policy_text("max-probability", best.thresholds);
   if (!output.empty()) offramp::save_onnx(m, output, offramp::ExitForm::outputs, {{"offramp.policy", policy}});
@@ -257,6 +258,75 @@ int calibrate(const Common& c, const std::string& spec, std::optional<double> dr
       static_cast<long>(records.samples), engineering(best.outcome.mean_flops).c_str(),
       engineering(best.full.mean_flops).c_str(), percent(saving, 1).c_str());
   if (!output.empty()) std::printf("written   %s\n", output.c_str());
+  return 0;
+}
+
+/// The files of a data set that is named at least by `--data`.
+struct CacheCommand {
+  std::string data, calibration, test, output, report;
+  std::optional<double> disagreement, drop, budget;
+  double confidence = 0.9;
+  std::string objective = "flops";
+  bool labels = false, per_class = false, plain = false, read_earlier = false;
+  std::uint64_t seed = 0;
+  int threads = 2, epochs = 0;
+};
+
+int cache(const Common& c, const CacheCommand& o) {
+  const Model m = c.load();
+  require_exits(m);
+  const Data data = read_data(o.data);
+  check_data(m, data);
+  Data calibration, test;
+  if (!o.calibration.empty()) {
+    calibration = read_data(o.calibration);
+    check_data(m, calibration);
+  }
+  if (!o.test.empty()) {
+    test = read_data(o.test);
+    check_data(m, test);
+  }
+  offramp::CacheOptions options;
+  options.model = c.options();
+  options.seed = o.seed;
+  options.threads = o.threads;
+  options.objective = o.objective == "latency" ? offramp::Objective::latency : offramp::Objective::flops;
+  options.certificate.delta = 1 - o.confidence;
+  options.certificate.per_class = o.per_class;
+  options.budget = o.budget;
+  options.read_earlier = o.read_earlier;
+  options.augment = !o.plain;
+  if (o.epochs > 0) options.explore.epochs = options.refine.epochs = o.epochs;
+  if (o.disagreement) options.certificate.epsilon = *o.disagreement / 100;
+  if (o.drop) {
+    options.certificate.epsilon = *o.drop / 100;
+    options.certificate.risk = offramp::Risk::accuracy_drop;
+  }
+  offramp::CacheData d;
+  d.samples = data.samples;
+  d.labels_in_training = o.labels;
+  d.calibration = calibration.samples;
+  if (o.drop || o.labels) {
+    d.labels = data.labels;
+    d.calibration_labels = calibration.labels;
+  }
+  const offramp::CacheResult r = offramp::cache_layers(m, d, options, cache_progress());
+  if (!o.output.empty()) offramp::onnx::write_file(o.output, offramp::onnx::write(r.graph));
+  json j = to_json(r);
+  if (!c.as_json) print(r);
+  if (!o.test.empty()) {
+    const Model cached(r.graph, c.options());
+    const auto policy = offramp::policy_of(cached);
+    const Evaluation e = evaluate(cached, policy, test, 1, 1);
+    if (c.as_json) {
+      j["validation"] = to_json(e);
+    } else {
+      std::printf("\non %s\n\n", o.test.c_str());
+      print(e, cached);
+    }
+  }
+  if (c.as_json) std::cout << j.dump(2) << '\n';
+  if (!c.as_json && !o.output.empty()) std::printf("\nwritten: %s\n", o.output.c_str());
   return 0;
 }
 
@@ -343,6 +413,36 @@ int main(int argc, char** argv) {
   calibrate_command->add_flag("--agreement", no_labels,
                               "use no labels: an answer is right where it is the full network's");
 
+  CLI::App* cache_command = command(
+      "cache", "Puts exits on a pretrained network: trains heads without labels, chooses, certifies and saves");
+  CacheCommand k;
+  cache_command->add_option("--data", k.data, "inputs to learn from; labels are not read unless asked for")->required();
+  cache_command->add_option("--calibration", k.calibration,
+                            "inputs to choose and certify by, where they are a set of their own");
+  cache_command->add_option("--test", k.test, "inputs to measure the result on, in turn with the full network");
+  cache_command->add_option("--output", k.output, "the cached network, an ONNX file");
+  auto* risk = cache_command->add_option_group("risk", "at most one of (default: a disagreement of 1)");
+  risk->add_option("--max-disagreement", k.disagreement, "answers in a hundred that may differ from the full network's")
+      ->check(CLI::Range(0.001, 99.0));
+  risk->add_option("--max-accuracy-drop", k.drop, "percentage points of accuracy that may be lost; reads labels")
+      ->check(CLI::Range(0.001, 99.0));
+  risk->add_option("--budget", k.budget, "instead: mean FLOPs (or milliseconds) of a sample")->check(CLI::PositiveNumber);
+  risk->require_option(0, 1);
+  cache_command->add_option("--confidence", k.confidence, "of the certificate")
+      ->check(CLI::Range(0.5, 0.99999))
+      ->capture_default_str();
+  cache_command->add_option("--objective", k.objective, "what is saved: flops or latency")
+      ->check(CLI::IsMember({"flops", "latency"}))
+      ->capture_default_str();
+  cache_command->add_flag("--labels", k.labels, "mix labels into the training of heads");
+  cache_command->add_flag("--per-class", k.per_class, "the risk is to hold within each class, too");
+  cache_command->add_flag("--read-earlier", k.read_earlier, "heads also read the exit before");
+  cache_command->add_flag("--no-augmentation", k.plain, "train on the images as they are");
+  cache_command->add_option("--epochs", k.epochs, "passes over the data, in each of the two trainings")
+      ->check(CLI::Range(1, 10000));
+  cache_command->add_option("--seed", k.seed, "of everything random")->capture_default_str();
+  cache_command->add_option("--threads", k.threads, "threads at work")->check(CLI::Range(1, 256))->capture_default_str();
+
   CLI::App* bench_command =
       command("bench", "Measures latency and GFLOP/s of the full network, against the peak of this machine");
   double seconds = 2;
@@ -373,6 +473,7 @@ int main(int argc, char** argv) {
     if (*run_command) return run(c, inputs, folder);
     if (*eval_command) return eval(c, spec, policy, threads, batch, report_path);
     if (*calibrate_command) return calibrate(c, spec, drop, budget, output, !no_labels);
+    if (*cache_command) return cache(c, k);
     if (*save_command) return save(c, output, nested);
     if (*bench_command) return bench(c, batch, threads, seconds, per_layer);
   } catch (const std::exception& e) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "offramp/calibrate/calibrate.hpp"
+#include "offramp/calibrate/certificate.hpp"
 #include "offramp/core/config.hpp"
 #include "offramp/core/dtype.hpp"
 #include "offramp/core/error.hpp"

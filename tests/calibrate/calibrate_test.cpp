@@ -28,7 +28,7 @@ ExitRecords made_up(Index n) {
 
 TEST(Calibrate, FindsTheThresholdsThatLoseNothing) {
   const auto r = made_up(4000);
-  const Calibration c = calibrate_thresholds(r, {.max_accuracy_drop = 0.0, .flops_budget = {}});
+  const Calibration c = calibrate_thresholds(r, {.max_accuracy_drop = 0.0, .budget = {}});
   EXPECT_EQ(c.outcome.accuracy, 1.0);
   EXPECT_NEAR(c.thresholds[0], 0.5f, 0.03f);
   EXPECT_NEAR(c.thresholds[1], 0.2f, 0.03f);
@@ -39,17 +39,17 @@ TEST(Calibrate, FindsTheThresholdsThatLoseNothing) {
 TEST(Calibrate, SwitchesOffExitsThatDoNotPay) {
   auto r = made_up(1000);
   r.heads[0] = Cost::plain(60);  // dearer than what it can save
-  const Calibration c = calibrate_thresholds(r, {.max_accuracy_drop = 0.0, .flops_budget = {}});
+  const Calibration c = calibrate_thresholds(r, {.max_accuracy_drop = 0.0, .budget = {}});
   EXPECT_TRUE(std::isinf(c.thresholds[0]));
   EXPECT_FALSE(std::isinf(c.thresholds[1]));
 }
 
 TEST(Calibrate, KeepsToABudgetOrSaysThatItCannot) {
   const auto r = made_up(2000);
-  const Calibration c = calibrate_thresholds(r, {.max_accuracy_drop = {}, .flops_budget = 25});
+  const Calibration c = calibrate_thresholds(r, {.max_accuracy_drop = {}, .budget = 25});
   EXPECT_LE(c.outcome.mean_flops, 25);
   EXPECT_GT(c.outcome.accuracy, 0.75);  // leaving a quarter of the samples early and wrong is the best that 25 buys
-  EXPECT_THROW(calibrate_thresholds(r, {.max_accuracy_drop = {}, .flops_budget = 5}), Error);
+  EXPECT_THROW(calibrate_thresholds(r, {.max_accuracy_drop = {}, .budget = 5}), Error);
   EXPECT_THROW(calibrate_thresholds(r, {}), Error);
 }
 

@@ -100,10 +100,16 @@ TEST(Policy, TemperatureComesFirst) {
 }
 
 TEST(Policy, GateIsALogisticRegression) {
-  const Gate g{{{-2.0f, 4.0f, 0, 0, 1.0f}}, 0.7f};
-  const Verdict v = judge(g, {{0.9f, 0.1f}}, 2);
-  EXPECT_NEAR(static_cast<double>(v.confidence), 1 / (1 + std::exp(-1.6)), 1e-6);
+  const Gate g{{{-2.0f, 1.0f, 0, 0, 0, 0, 0}}, 0.5f};
+  const Verdict v = judge(g, {{0.9f, 0.1f}}, 2);  // odds of 9
+  EXPECT_NEAR(static_cast<double>(v.confidence), 1 / (1 + std::exp(2 - std::log(9.0))), 1e-6);
   EXPECT_TRUE(v.leave);
+  // An offset for each class, then the distance to the mean log-probabilities of the class that was seen.
+  const float a = std::log(0.9f), b = std::log(0.1f);
+  const Gate far{{{0, 0, 0, 0, 0, 0, -1.0f, 0.5f, 7.0f, a, b - 2, 0, 0}}, 0.5f};
+  const double distance = 2 / std::sqrt(2.0);
+  EXPECT_NEAR(static_cast<double>(judge(far, {{0.9f, 0.1f}}, 2).confidence), 1 / (1 + std::exp(distance - 0.5)), 1e-6);
+  EXPECT_THROW((Gate{{{1, 2, 3}}, 0.5f}.validate(2, 2)), Error);
 }
 
 TEST(Policy, BudgetAndDeadline) {

@@ -3,271 +3,354 @@
 ///
 /// A threshold for each exit is searched jointly, for the samples that really reach it, because an exit changes which
 /// samples the later ones see. An exit whose head does not pay for itself gets the threshold infinity: its head is not
-/// run. The search is a coordinate descent on mean cost plus a price for each lost answer, for a range of prices; of
-/// all settings met, the best admissible one is kept. The numbers are those of the given data: nothing is guaranteed
-/// for other data.
+/// run. The search is a coordinate descent on mean price plus a fine for each lost answer, for a range of fines; along
+/// one coordinate all thresholds that the data can tell apart are tried in one pass, so each step is exact. Of all
+/// settings met, the best admissible one is kept. The numbers are those of the given data; certificate.hpp says what
+/// they are worth for other data.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <numeric>
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
-#include "offramp/network/early_exit_network.hpp"
-#include "offramp/policy/policy.hpp"
+#include "offramp/calibrate/records.hpp"
 
 namespace offramp {
-
-/// What every exit of a network said about every sample of a data set.
-struct ExitRecords {
-  Index samples = 0, exits = 0;
-  std::vector<float> confidence;    ///< [sample][exit], from the policy that recorded
-  std::vector<std::uint8_t> right;  ///< [sample][exit]: equals the label, or the full network's answer without labels
-  std::vector<Cost> stages, heads;  ///< of one sample
-
-  float confidence_at(Index i, Index k) const noexcept { return confidence[static_cast<std::size_t>(i * exits + k)]; }
-  bool right_at(Index i, Index k) const noexcept { return right[static_cast<std::size_t>(i * exits + k)] != 0; }
-};
-
-/// Runs all exits over `samples` (whole samples in NCHW order) and keeps the confidence that `policy` computes. With
-/// `labels` empty an answer is right where it is the full network's. `progress(done)` is called now and then.
-template <EarlyExitNetwork N, ExitPolicy P, class Progress>
-ExitRecords record_exits(const N& network, const P& policy, std::span<const float> samples,
-                         std::span<const Index> labels, Progress&& progress) {
-  const Index size = network.sample_size(), classes = network.class_count(), exits = network.exit_count();
-  OFFRAMP_REQUIRE(size > 0 && !samples.empty() && static_cast<Index>(samples.size()) % size == 0,
-                  "the data do not hold whole samples of " + std::to_string(size) + " numbers");
-  ExitRecords r;
-  r.samples = static_cast<Index>(samples.size()) / size;
-  r.exits = exits;
-  OFFRAMP_REQUIRE(
-      labels.empty() || static_cast<Index>(labels.size()) == r.samples,
-      "there are " + std::to_string(labels.size()) + " labels for " + std::to_string(r.samples) + " samples");
-  r.confidence.assign(static_cast<std::size_t>(r.samples * exits), 0.0f);
-  r.right.assign(static_cast<std::size_t>(r.samples * exits), 0);
-  Cost full;
-  for (Index k = 0; k < exits; ++k) {
-    r.stages.push_back(network.stage_cost(k));
-    r.heads.push_back(network.head_cost(k));
-    full += network.stage_cost(k);
-  }
-  const Index step = std::min<Index>(32, network.max_batch());
-  auto state = network.make_state(step);
-  const auto width = static_cast<std::size_t>(classes);
-  std::vector<float> history(static_cast<std::size_t>(step * exits) * width), probabilities(width);
-  std::vector<Index> answers(static_cast<std::size_t>(step * exits));
-  for (Index first = 0; first < r.samples; first += step) {
-    const Index n = std::min(step, r.samples - first);
-    network.load(state, samples.data() + first * size, n);
-    std::vector<std::uint8_t> evaluated(static_cast<std::size_t>(exits), 0);
-    Cost spent;
-    for (Index k = 0; k < exits; ++k) {
-      const bool last = k + 1 == exits;
-      OFFRAMP_REQUIRE(network.run_stage(state, k) && (last || network.run_head(state, k)),
-                      "an index in the data is out of range");
-      evaluated[static_cast<std::size_t>(k)] = 1;
-      spent += r.stages[static_cast<std::size_t>(k)] + (last ? Cost{} : r.heads[static_cast<std::size_t>(k)]);
-      const float* logits = network.logits(state, k);
-      for (Index i = 0; i < n; ++i) {
-        const std::span<const float> row(logits + i * classes, width);
-        const float largest = *std::max_element(row.begin(), row.end());
-        float sum = 0;
-        for (std::size_t c = 0; c < width; ++c) sum += probabilities[c] = std::exp(row[c] - largest);
-        for (float& p : probabilities) p /= sum;
-        float* own = history.data() + static_cast<std::size_t>(i * exits) * width;
-        std::copy(probabilities.begin(), probabilities.end(), own + static_cast<std::size_t>(k) * width);
-        ExitContext c{k,         exits, row, probabilities, {own, static_cast<std::size_t>(exits) * width},
-                      evaluated, spent, {},  full,          {}};
-        const Verdict v = policy(c);
-        const bool finite = std::isfinite(v.confidence) && std::isfinite(sum);
-        r.confidence[static_cast<std::size_t>((first + i) * exits + k)] =
-            finite ? v.confidence : -std::numeric_limits<float>::infinity();
-        answers[static_cast<std::size_t>(i * exits + k)] = c.label();
-      }
-    }
-    for (Index i = 0; i < n; ++i) {
-      const Index truth = labels.empty() ? answers[static_cast<std::size_t>(i * exits + exits - 1)]
-                                         : labels[static_cast<std::size_t>(first + i)];
-      for (Index k = 0; k < exits; ++k)
-        r.right[static_cast<std::size_t>((first + i) * exits + k)] =
-            answers[static_cast<std::size_t>(i * exits + k)] == truth;
-    }
-    progress(first + n);
-  }
-  return r;
-}
 
 /// What a set of thresholds does to recorded data.
 struct Outcome {
   double accuracy = 0;                     ///< share of right answers
   double mean_flops = 0;                   ///< heads of the exits in use included
+  double mean_price = 0;                   ///< the same in what is to be saved
   std::vector<double> shares, accuracies;  ///< of each exit; accuracy 0 where nothing left
 };
 
-/// Leaves at the first exit whose confidence reaches its threshold; an infinite threshold switches the exit off.
-inline Outcome apply_thresholds(const ExitRecords& r, std::span<const float> thresholds) {
+/// What the full network alone does.
+inline Outcome full_outcome(const ExitRecords& r) {
   Outcome o;
-  std::vector<Index> left(static_cast<std::size_t>(r.exits), 0), right(static_cast<std::size_t>(r.exits), 0);
-  std::vector<double> upto(static_cast<std::size_t>(r.exits), 0);
-  double so_far = 0;
+  Index right = 0;
+  for (Index i = 0; i < r.samples; ++i) right += r.full_right(i);
+  o.accuracy = static_cast<double>(right) / static_cast<double>(std::max<Index>(1, r.samples));
   for (Index k = 0; k < r.exits; ++k) {
-    const auto u = static_cast<std::size_t>(k);
-    so_far += static_cast<double>(r.stages[u].flops);
-    if (k + 1 < r.exits && !std::isinf(thresholds[u])) so_far += static_cast<double>(r.heads[u].flops);
-    upto[u] = so_far;
+    o.mean_flops += static_cast<double>(r.stages[static_cast<std::size_t>(k)].flops);
+    o.mean_price += r.stage_price(k);
+    o.shares.push_back(k + 1 == r.exits ? 1 : 0);
+    o.accuracies.push_back(k + 1 == r.exits ? o.accuracy : 0);
+  }
+  return o;
+}
+
+/// Leaves at the first exit whose confidence reaches its threshold ([exit], or [exit][group]); an exit with nothing but
+/// infinite thresholds is off and its head is not run; the largest finite float is reached by nobody either, but the
+/// head runs, for policies that look back at it.
+inline Outcome apply_thresholds(const ExitRecords& r, std::span<const float> thresholds) {
+  if (std::all_of(thresholds.begin(), thresholds.end(), [](float t) { return std::isinf(t) && t > 0; }))
+    return full_outcome(r);
+  Outcome o;
+  const auto exits = static_cast<std::size_t>(r.exits), groups = static_cast<std::size_t>(r.groups);
+  std::vector<Index> left(exits, 0), right(exits, 0);
+  std::vector<double> flops(exits, 0), price(exits, 0);
+  double flops_so_far = 0, price_so_far = 0;
+  for (std::size_t k = 0; k < exits; ++k) {
+    flops_so_far += static_cast<double>(r.stages[k].flops);
+    price_so_far += r.stage_price(static_cast<Index>(k));
+    const auto own = k + 1 < exits ? thresholds.subspan(k * groups, groups) : std::span<const float>();
+    if (std::any_of(own.begin(), own.end(), [](float t) { return t < std::numeric_limits<float>::infinity(); })) {
+      flops_so_far += static_cast<double>(r.heads[k].flops);
+      price_so_far += r.head_price(static_cast<Index>(k));
+    }
+    flops[k] = flops_so_far;
+    price[k] = price_so_far;
   }
   for (Index i = 0; i < r.samples; ++i) {
     Index k = 0;
-    while (k + 1 < r.exits && !(r.confidence_at(i, k) >= thresholds[static_cast<std::size_t>(k)])) ++k;
+    while (k + 1 < r.exits &&
+           !(r.confidence_at(i, k) >= thresholds[static_cast<std::size_t>(k * r.groups + r.group_at(i, k))]))
+      ++k;
     ++left[static_cast<std::size_t>(k)];
     right[static_cast<std::size_t>(k)] += r.right_at(i, k);
   }
   Index all_right = 0;
-  for (std::size_t k = 0; k < left.size(); ++k) {
-    o.mean_flops += static_cast<double>(left[k]) * upto[k];
+  const auto n = static_cast<double>(std::max<Index>(1, r.samples));
+  for (std::size_t k = 0; k < exits; ++k) {
+    o.mean_flops += static_cast<double>(left[k]) * flops[k] / n;
+    o.mean_price += static_cast<double>(left[k]) * price[k] / n;
     all_right += right[k];
-    o.shares.push_back(r.samples > 0 ? static_cast<double>(left[k]) / static_cast<double>(r.samples) : 0);
+    o.shares.push_back(static_cast<double>(left[k]) / n);
     o.accuracies.push_back(left[k] > 0 ? static_cast<double>(right[k]) / static_cast<double>(left[k]) : 0);
   }
-  o.mean_flops /= static_cast<double>(std::max<Index>(1, r.samples));
-  o.accuracy = static_cast<double>(all_right) / static_cast<double>(std::max<Index>(1, r.samples));
+  o.accuracy = static_cast<double>(all_right) / n;
   return o;
 }
 
 /// What calibration looks for: exactly one of the two.
 struct CalibrationTarget {
   std::optional<double> max_accuracy_drop;  ///< as a share: 0.005 is half a point
-  std::optional<double> flops_budget;       ///< mean nominal FLOPs of a sample
+  std::optional<double> budget;             ///< mean price of a sample: nominal FLOPs unless the records say otherwise
 };
 
 struct Calibration {
-  std::vector<float> thresholds;  ///< one for each early exit; infinity: off
+  std::vector<float> thresholds;  ///< one for each early exit, or [exit][group]; infinity: off
   Outcome outcome, full;
 };
 
 /// One setting of all thresholds and what it does to the data that it was found on.
 struct ThresholdSetting {
-  std::vector<float> thresholds;  ///< one for each early exit; infinity: off
+  std::vector<float> thresholds;  ///< one for each early exit, or [exit][group]; infinity: off
   Outcome outcome;
 };
 
+/// Whether anybody can leave early.
+inline bool has_early_exits(std::span<const float> thresholds) noexcept {
+  return std::any_of(thresholds.begin(), thresholds.end(),
+                     [](float t) { return t < std::numeric_limits<float>::max(); });
+}
+
 namespace detail {
 
-/// Calls `consider(thresholds)`, which returns the outcome, for every setting that the search meets.
-template <class Consider>
-void search_thresholds(const std::vector<std::vector<float>>& grid, Consider&& consider) {
-  std::vector<float> at(grid.size(), std::numeric_limits<float>::infinity());
-  const double full_flops = consider(at).mean_flops;
-  for (double price = 0.2; price < 2000; price *= 1.6) {  // full networks that one lost answer is worth
-    const auto loss = [&](const Outcome& o) { return o.mean_flops / full_flops + price * (1 - o.accuracy); };
-    double current = loss(consider(at));
-    for (int sweep = 0; sweep < 6; ++sweep) {
+/// Exact searches along one exit's thresholds, all others fixed.
+class ThresholdSearch {
+ public:
+  explicit ThresholdSearch(const ExitRecords& r) : r_(r), order_(static_cast<std::size_t>(r.exits - 1)) {
+    OFFRAMP_REQUIRE(r.samples > 0, "there are no data to calibrate on");
+    for (Index k = 0; k + 1 < r.exits; ++k) {
+      auto& order = order_[static_cast<std::size_t>(k)];
+      order.resize(static_cast<std::size_t>(r.samples));
+      std::iota(order.begin(), order.end(), Index{0});
+      std::sort(order.begin(), order.end(), [&](Index a, Index b) {
+        const float x = r.confidence_at(a, k), y = r.confidence_at(b, k);
+        return x > y || (x == y && a < b);
+      });
+    }
+    for (Index k = 0; k < r.exits; ++k) full_ += r.stage_price(k);
+  }
+
+  double full_price() const noexcept { return full_; }
+  std::vector<float> all_off() const {
+    return std::vector<float>(static_cast<std::size_t>((r_.exits - 1) * r_.groups), r_.never());
+  }
+
+  /// Moves the thresholds to a local minimum of mean price / full price + fine * share of wrong answers.
+  void descend(std::vector<float>& at, double fine) {
+    for (int sweep = 0; sweep < 8; ++sweep) {
       bool moved = false;
-      for (std::size_t k = 0; k < grid.size(); ++k) {
-        const float old = at[k];
-        float chosen = old;
-        for (const float t : grid[k]) {
-          at[k] = t;
-          const double l = loss(consider(at));
-          if (l < current - 1e-12) {
-            current = l;
-            chosen = t;
-          }
-        }
-        at[k] = chosen;
-        moved = moved || chosen != old;
-      }
+      for (Index k = r_.exits - 2; k >= 0; --k) moved = step(at, k, fine) || moved;
       if (!moved) break;
     }
   }
-}
 
-/// Candidates at each early exit: quantiles of its confidence, and off.
-inline std::vector<std::vector<float>> threshold_grid(const ExitRecords& r) {
-  OFFRAMP_REQUIRE(r.samples > 0, "there are no data to calibrate on");
-  constexpr std::size_t steps = 40;
-  std::vector<std::vector<float>> grid(static_cast<std::size_t>(r.exits - 1));
-  for (std::size_t k = 0; k < grid.size(); ++k) {
-    std::vector<float> c;
-    for (Index i = 0; i < r.samples; ++i) c.push_back(r.confidence_at(i, static_cast<Index>(k)));
-    std::sort(c.begin(), c.end());
-    for (std::size_t s = 0; s < steps; ++s) {
-      const float q = c[s * c.size() / steps];
-      if (std::isfinite(q) && (grid[k].empty() || q > grid[k].back())) grid[k].push_back(q);
+  /// Spends what is left of an allowed number of wrong answers where it saves most, exit by exit, while that helps.
+  void spend(std::vector<float>& at, Index wrong_allowed) {
+    for (int sweep = 0; sweep < 4; ++sweep) {
+      bool moved = false;
+      for (Index k = 0; k + 1 < r_.exits && r_.groups == 1; ++k) moved = stretch(at, k, wrong_allowed) || moved;
+      if (!moved) break;
     }
-    grid[k].push_back(std::numeric_limits<float>::infinity());
   }
-  return grid;
+
+ private:
+  static constexpr float off = std::numeric_limits<float>::infinity();
+
+  bool is_on(const std::vector<float>& at, Index k) const noexcept {
+    const auto first = at.begin() + static_cast<std::ptrdiff_t>(k * r_.groups);
+    return std::any_of(first, first + static_cast<std::ptrdiff_t>(r_.groups), [](float t) { return t < off; });
+  }
+  bool leaves(const std::vector<float>& at, Index i, Index k) const noexcept {
+    return r_.confidence_at(i, k) >= at[static_cast<std::size_t>(k * r_.groups + r_.group_at(i, k))];
+  }
+
+  // For samples that reach exit k: what going on costs (a share of the full price), and whether its answer is wrong.
+  void look_behind(const std::vector<float>& at, Index k) {
+    reaches_.assign(static_cast<std::size_t>(r_.samples), 0);
+    rest_.assign(static_cast<std::size_t>(r_.samples), 0.0);
+    wrong_.assign(static_cast<std::size_t>(r_.samples), 0);
+    std::vector<double> behind(static_cast<std::size_t>(r_.exits), 0);  // price from behind exit k to each later exit
+    double so_far = 0;
+    for (Index j = k + 1; j < r_.exits; ++j) {
+      so_far += r_.stage_price(j) + (j + 1 < r_.exits && is_on(at, j) ? r_.head_price(j) : 0);
+      behind[static_cast<std::size_t>(j)] = so_far / full_;
+    }
+    elsewhere_wrong_ = 0;
+    for (Index i = 0; i < r_.samples; ++i) {
+      Index j = 0;
+      while (j < k && !leaves(at, i, j)) ++j;
+      if (j < k) {
+        elsewhere_wrong_ += !r_.right_at(i, j);
+        continue;
+      }
+      reaches_[static_cast<std::size_t>(i)] = 1;
+      j = k + 1;
+      while (j + 1 < r_.exits && !leaves(at, i, j)) ++j;
+      rest_[static_cast<std::size_t>(i)] = behind[static_cast<std::size_t>(j)];
+      wrong_[static_cast<std::size_t>(i)] = !r_.right_at(i, j);
+    }
+  }
+
+  static float between(float above, float below) noexcept {
+    const float middle = below + (above - below) / 2;
+    return std::isfinite(below) && middle > below ? middle : above;
+  }
+
+  bool step(std::vector<float>& at, Index k, double fine) {
+    look_behind(at, k);
+    const auto groups = static_cast<std::size_t>(r_.groups);
+    std::vector<double> gain(groups, 0), best(groups, 0);  // of leaving here, from the surest sample on
+    std::vector<float> chosen(groups, r_.never()), last(groups, off);
+    Index reaching = 0;
+    // A cut stands only between two different confidences; it is judged when the next one is seen.
+    const auto judge_cut = [&](std::size_t g, float below) {
+      if (last[g] == off || below == last[g] || gain[g] <= best[g] + 1e-15) return;
+      best[g] = gain[g];
+      chosen[g] = between(last[g], below);
+    };
+    for (const Index i : order_[static_cast<std::size_t>(k)]) {
+      const auto u = static_cast<std::size_t>(i);
+      if (!reaches_[u]) continue;
+      ++reaching;
+      const float c = r_.confidence_at(i, k);
+      if (!std::isfinite(c)) continue;
+      const auto g = static_cast<std::size_t>(r_.group_at(i, k));
+      judge_cut(g, c);
+      gain[g] += rest_[u] + fine * (static_cast<double>(wrong_[u]) - static_cast<double>(!r_.right_at(i, k)));
+      last[g] = c;
+    }
+    for (std::size_t g = 0; g < groups; ++g) judge_cut(g, -off);
+    double total = r_.looks_back ? 0 : -static_cast<double>(reaching) * r_.head_price(k) / full_;
+    for (const double b : best) total += b;
+    if (total <= 1e-12) std::fill(chosen.begin(), chosen.end(), r_.never());
+    const auto first = at.begin() + static_cast<std::ptrdiff_t>(static_cast<std::size_t>(k) * groups);
+    const bool moved = !std::equal(chosen.begin(), chosen.end(), first);
+    std::copy(chosen.begin(), chosen.end(), first);
+    return moved;
+  }
+
+  bool stretch(std::vector<float>& at, Index k, Index wrong_allowed) {
+    look_behind(at, k);
+    Index wrong = elsewhere_wrong_, reaching = 0;
+    double price = 0;
+    for (Index i = 0; i < r_.samples; ++i) {
+      const auto u = static_cast<std::size_t>(i);
+      if (!reaches_[u]) continue;
+      ++reaching;
+      wrong += wrong_[u];
+      price += rest_[u];
+    }
+    const double head = static_cast<double>(reaching) * r_.head_price(k) / full_;
+    double best = wrong <= wrong_allowed ? price : std::numeric_limits<double>::infinity();
+    float chosen = r_.never();
+    price += r_.looks_back ? 0 : head;
+    const auto& order = order_[static_cast<std::size_t>(k)];
+    for (std::size_t s = 0; s < order.size(); ++s) {
+      const auto u = static_cast<std::size_t>(order[s]);
+      if (!reaches_[u]) continue;
+      const float c = r_.confidence_at(order[s], k);
+      if (!std::isfinite(c)) break;
+      price -= rest_[u];
+      wrong += static_cast<Index>(!r_.right_at(order[s], k)) - wrong_[u];
+      std::size_t next = s + 1;
+      while (next < order.size() && !reaches_[static_cast<std::size_t>(order[next])]) ++next;
+      const float below = next < order.size() ? r_.confidence_at(order[next], k) : -off;
+      if (below == c) continue;
+      if (wrong <= wrong_allowed && price < best - 1e-12) {
+        best = price;
+        chosen = between(c, below);
+      }
+    }
+    const bool moved = at[static_cast<std::size_t>(k)] != chosen;
+    at[static_cast<std::size_t>(k)] = chosen;
+    return moved;
+  }
+
+  const ExitRecords& r_;
+  std::vector<std::vector<Index>> order_;  // of each exit: the samples, the surest first
+  double full_ = 0;
+  std::vector<std::uint8_t> reaches_;
+  std::vector<double> rest_;
+  std::vector<Index> wrong_;
+  Index elsewhere_wrong_ = 0;
+};
+
+/// Calls `consider(thresholds)` for the settings of a range of fines, in full networks that a wrong answer is worth.
+template <class Consider>
+void search_thresholds(const ExitRecords& r, int fines, Consider&& consider) {
+  ThresholdSearch search(r);
+  std::vector<float> at = search.all_off();
+  consider(at);
+  constexpr double least = 0.05, most = 3000;
+  const double ratio = std::pow(most / least, 1.0 / std::max(1, fines - 1));
+  // From lax to strict and back: each start leads to a local minimum of its own.
+  for (const bool down : {false, true}) {
+    double fine = down ? most : least;
+    for (int i = 0; i < fines; ++i, fine = down ? fine / ratio : fine * ratio) {
+      search.descend(at, fine);
+      consider(at);
+    }
+  }
 }
 
 }  // namespace detail
 
-/// The settings that no other one met in the search beats in both accuracy and FLOPs, the most accurate first.
-inline std::vector<ThresholdSetting> threshold_front(const ExitRecords& r) {
+/// The settings that no other one met in the search beats in both accuracy and price, the most accurate first.
+inline std::vector<ThresholdSetting> threshold_front(const ExitRecords& r, int fines = 120) {
   std::vector<ThresholdSetting> met;
-  detail::search_thresholds(detail::threshold_grid(r), [&](const std::vector<float>& t) {
-    met.push_back({t, apply_thresholds(r, t)});
-    return met.back().outcome;
+  detail::search_thresholds(r, fines, [&](const std::vector<float>& t) {
+    if (met.empty() || met.back().thresholds != t) met.push_back({t, apply_thresholds(r, t)});
   });
   std::stable_sort(met.begin(), met.end(), [](const ThresholdSetting& a, const ThresholdSetting& b) {
     return a.outcome.accuracy != b.outcome.accuracy ? a.outcome.accuracy > b.outcome.accuracy
-                                                    : a.outcome.mean_flops < b.outcome.mean_flops;
+                                                    : a.outcome.mean_price < b.outcome.mean_price;
   });
   std::vector<ThresholdSetting> front;
   for (ThresholdSetting& s : met) {
-    if (front.empty() || s.outcome.mean_flops < front.back().outcome.mean_flops) front.push_back(std::move(s));
+    if (front.empty() || s.outcome.mean_price < front.back().outcome.mean_price) front.push_back(std::move(s));
   }
   return front;
 }
 
 /// Chooses the thresholds. Raises an Error where no setting reaches the target.
-inline Calibration calibrate_thresholds(const ExitRecords& r, const CalibrationTarget& target) {
-  OFFRAMP_REQUIRE(target.max_accuracy_drop.has_value() != target.flops_budget.has_value(),
-                  "calibration needs either a largest accuracy drop or a FLOP budget");
-  const auto grid = detail::threshold_grid(r);
+inline Calibration calibrate_thresholds(const ExitRecords& r, const CalibrationTarget& target, int fines = 60) {
+  OFFRAMP_REQUIRE(target.max_accuracy_drop.has_value() != target.budget.has_value(),
+                  "calibration needs either a largest accuracy drop or a budget");
+  detail::ThresholdSearch search(r);
   Calibration best;
-  best.full = apply_thresholds(r, std::vector<float>(grid.size(), std::numeric_limits<float>::infinity()));
+  best.full = full_outcome(r);
   const auto admissible = [&](const Outcome& o) {
     return target.max_accuracy_drop ? o.accuracy >= best.full.accuracy - *target.max_accuracy_drop - 1e-12
-                                    : o.mean_flops <= *target.flops_budget;
+                                    : o.mean_price <= *target.budget;
   };
   const auto better = [&](const Outcome& a, const Outcome& b) {
     if (target.max_accuracy_drop)
-      return a.mean_flops < b.mean_flops || (a.mean_flops == b.mean_flops && a.accuracy > b.accuracy);
-    return a.accuracy > b.accuracy || (a.accuracy == b.accuracy && a.mean_flops < b.mean_flops);
+      return a.mean_price < b.mean_price || (a.mean_price == b.mean_price && a.accuracy > b.accuracy);
+    return a.accuracy > b.accuracy || (a.accuracy == b.accuracy && a.mean_price < b.mean_price);
   };
   bool found = false;
   const auto consider = [&](const std::vector<float>& t) {
-    const Outcome o = apply_thresholds(r, t);
-    if (admissible(o) && (!found || better(o, best.outcome))) {
-      best.outcome = o;
-      best.thresholds = t;
-      found = true;
-    }
-    return o;
+    Outcome o = apply_thresholds(r, t);
+    if (!admissible(o) || (found && !better(o, best.outcome))) return;
+    best.outcome = std::move(o);
+    best.thresholds = t;
+    found = true;
   };
-  detail::search_thresholds(grid, consider);
-  OFFRAMP_REQUIRE(found,
-                  "no thresholds reach the target: the cheapest way through the network takes " +
-                      std::to_string(static_cast<Index>(r.stages.empty() ? 0 : (r.stages[0] + r.heads[0]).flops)) +
-                      " FLOPs a sample");
-  // Last steps on the grid while they help.
-  for (bool moved = true; moved;) {
-    moved = false;
-    for (std::size_t k = 0; k < grid.size(); ++k) {
-      const std::vector<float> from = best.thresholds;
-      for (const float t : grid[k]) {
-        std::vector<float> trial = from;
-        trial[k] = t;
-        consider(trial);
-      }
-      moved = moved || best.thresholds != from;
-    }
-  }
+  consider(std::vector<float>(search.all_off().size(), std::numeric_limits<float>::infinity()));
+  const auto n = static_cast<double>(r.samples);
+  const auto allowed = static_cast<Index>(
+      std::floor(n * (1 - best.full.accuracy + target.max_accuracy_drop.value_or(0)) + 1e-6));
+  detail::search_thresholds(r, fines, [&](const std::vector<float>& t) {
+    consider(t);
+    if (!target.max_accuracy_drop) return;
+    std::vector<float> more = t;
+    search.spend(more, allowed);
+    consider(more);
+  });
+  OFFRAMP_REQUIRE(found, "no thresholds reach the target: the cheapest way through the network takes " +
+                             std::to_string(r.stage_price(0) + r.head_price(0)) + " a sample");
   return best;
 }
 

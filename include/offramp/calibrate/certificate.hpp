@@ -5,7 +5,8 @@
 /// Learn then Test (Angelopoulos, Bates, Candès, Jordan and Lei 2021, sections 2 and 3): each setting of the thresholds
 /// has the null hypothesis that its risk is above epsilon; a p-value that is valid for any distribution rejects it; the
 /// settings are tested in an order that was fixed before the calibration data were seen, from the safest on, and the
-/// first that is not rejected ends the test, so that no correction for many tests is paid.
+/// first that is not rejected ends the test, so that no correction for many tests is paid. Where several risks are to
+/// hold at once (one for each class), the p-value of a setting is the largest of theirs.
 ///
 /// Assumes that calibration data and later data are independent draws from one distribution, and that neither the
 /// settings nor their order depend on the calibration data. Where that does not hold, nothing is guaranteed.
@@ -13,6 +14,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <cstdio>
 #include <limits>
 #include <span>
@@ -56,28 +58,7 @@ inline double hoeffding_bentkus_p_value(double mean, Index n, double epsilon) no
   return std::min({1.0, hoeffding, bentkus});
 }
 
-/// Samples without a single error that a certificate takes at least.
-inline Index samples_needed(double epsilon, double delta) noexcept {
-  return static_cast<Index>(std::ceil(std::log(delta) / std::log1p(-epsilon)));
-}
-
-/// What is guaranteed, and from what.
-struct Certificate {
-  double epsilon = 0, delta = 0;  ///< risk at most epsilon with probability at least 1 - delta
-  Index n = 0, errors = 0;        ///< calibration samples, and those with a loss
-  double p_value = 1;
-  double bound = 1;  ///< the smallest epsilon that this setting alone would pass with (Clopper and Pearson 1934)
-  double risk() const noexcept { return n > 0 ? static_cast<double>(errors) / static_cast<double>(n) : 1; }
-};
-
-struct CertifiedThresholds {
-  std::vector<float> thresholds;  ///< one for each early exit; all infinite where nothing passed
-  Outcome outcome;                ///< on the calibration data
-  Certificate certificate;
-  bool has_exits = false;  ///< false: the data support no early answer at this epsilon and delta
-};
-
-/// The smallest epsilon whose p-value is at most delta.
+/// The smallest epsilon whose p-value is at most delta (Clopper and Pearson 1934).
 inline double upper_bound(Index errors, Index n, double delta) noexcept {
   double low = 0, high = 1;
   for (int i = 0; i < 60; ++i) {
@@ -87,43 +68,220 @@ inline double upper_bound(Index errors, Index n, double delta) noexcept {
   return high;
 }
 
+/// A p-value for "the share of answers that became wrong, less the share that became right, is above epsilon", from n
+/// pairs of which `lost` became wrong and `won` became right.
+///
+/// The difference of the two counts has a known distribution once the share q of pairs that changed is: the p-value is
+/// the largest over a confidence interval for q, plus the chance beta that the interval misses it (Berger and Boos,
+/// JASA 1994). The largest is looked for on a grid.
+inline double paired_p_value(Index lost, Index won, Index n, double epsilon, double beta = 1e-3) noexcept {
+  if (n <= 0 || static_cast<double>(lost - won) >= epsilon * static_cast<double>(n)) return 1;
+  const Index changed = lost + won, difference = lost - won;
+  const double high = std::max(epsilon, upper_bound(changed, n, beta / 2));
+  const double low = std::max(epsilon, 1 - upper_bound(n - changed, n, beta / 2));
+  // P(D <= difference), D = lost - won, where P(lost) = (q + epsilon) / 2 and P(won) = (q - epsilon) / 2.
+  const auto tail = [&](double q) {
+    const double share = (1 + epsilon / q) / 2;  // of the changed pairs that became wrong
+    const auto m = static_cast<double>(n);
+    const double spread = 8 * std::sqrt(m * q * (1 - q)) + 20;
+    const auto first = static_cast<Index>(std::max(0.0, m * q - spread)),
+               last = static_cast<Index>(std::min(m, m * q + spread));
+    double sum = 0, seen = 0;
+    for (Index k = first; k <= last; ++k) {
+      const auto c = static_cast<double>(k);
+      const double log_p = std::lgamma(m + 1) - std::lgamma(c + 1) - std::lgamma(m - c + 1) + c * std::log(q) +
+                           (m - c) * std::log1p(-q);
+      const double p = std::exp(log_p);
+      seen += p;
+      const Index most = (k + difference) >= 0 ? (k + difference) / 2 : -1;  // wrong ones, so that D <= difference
+      sum += p * (share >= 1 ? (k <= most ? 1.0 : 0.0) : binomial_cdf(most, k, share));
+    }
+    return sum + std::max(0.0, 1 - seen);
+  };
+  double worst = 0;
+  constexpr int steps = 8;
+  for (int i = 0; i <= steps; ++i) worst = std::max(worst, tail(std::min(1 - 1e-12, low + (high - low) * i / steps)));
+  return std::min(1.0, worst + beta);
+}
+
+/// The smallest epsilon whose paired p-value is at most delta.
+inline double paired_upper_bound(Index lost, Index won, Index n, double delta) noexcept {
+  double low = 0, high = 1;
+  for (int i = 0; i < 24; ++i) {
+    const double middle = (low + high) / 2;
+    (paired_p_value(lost, won, n, middle, std::min(1e-3, delta / 10)) > delta ? low : high) = middle;
+  }
+  return high;
+}
+
+/// Samples without a single error that a certificate takes at least.
+inline Index samples_needed(double epsilon, double delta) noexcept {
+  return static_cast<Index>(std::ceil(std::log(delta) / std::log1p(-epsilon)));
+}
+
+/// What must not happen too often.
+enum class Risk : std::uint8_t {
+  disagreement,   ///< another answer than the full network's
+  accuracy_drop,  ///< accuracy of the full network less that of the early exits
+};
+
+/// What is guaranteed, and from what.
+struct Certificate {
+  Risk risk = Risk::disagreement;
+  double epsilon = 0, delta = 0;  ///< risk at most epsilon with probability at least 1 - delta
+  Index n = 0;                    ///< calibration samples
+  Index lost = 0, won = 0;        ///< of them: loss 1; for a drop of accuracy also those with loss -1
+  double p_value = 1;
+  double bound = 1;        ///< the smallest epsilon that this setting alone would pass with
+  Index classes = 0;       ///< the risk holds within each of so many classes; 0: overall
+  Index smallest_class = 0;  ///< samples of the rarest class that was tested
+  double observed() const noexcept { return n > 0 ? static_cast<double>(lost - won) / static_cast<double>(n) : 1; }
+};
+
+struct CertifiedThresholds {
+  std::vector<float> thresholds;  ///< all infinite where nothing passed
+  Outcome outcome;                ///< on the calibration data
+  Certificate certificate;
+  bool has_exits = false;  ///< false: the data support no early answer at this epsilon and delta
+};
+
+/// How a certificate is asked for.
+struct CertificateOptions {
+  Risk risk = Risk::disagreement;
+  double epsilon = 0.01, delta = 0.1;
+  bool per_class = false;  ///< the risk is to hold within each class, by label or by the full network's answer
+};
+
+namespace detail {
+
+/// Losses of one setting: how many answers became wrong and right, over all and in each class.
+struct Losses {
+  struct Count {
+    Index n = 0, lost = 0, won = 0;
+  };
+  Count all;
+  std::vector<Count> classes;
+};
+
+inline Losses losses_of(const ExitRecords& r, std::span<const float> thresholds, Risk risk, bool per_class) {
+  Losses l;
+  for (Index i = 0; i < r.samples; ++i) {
+    Index k = 0;
+    while (k + 1 < r.exits &&
+           !(r.confidence_at(i, k) >= thresholds[static_cast<std::size_t>(k * r.groups + r.group_at(i, k))]))
+      ++k;
+    const bool right = r.right_at(i, k), before = risk == Risk::disagreement || r.full_right(i);
+    const auto add = [&](Losses::Count& c) {
+      ++c.n;
+      c.lost += before && !right;
+      c.won += !before && right;
+    };
+    add(l.all);
+    if (!per_class) continue;
+    const auto c = static_cast<std::size_t>(r.classes[static_cast<std::size_t>(i)]);
+    if (c >= l.classes.size()) l.classes.resize(c + 1);
+    add(l.classes[c]);
+  }
+  return l;
+}
+
+inline double p_value_of(const Losses::Count& c, Risk risk, double epsilon, double delta) noexcept {
+  return risk == Risk::disagreement ? binomial_p_value(c.lost, c.n, epsilon)
+                                    : paired_p_value(c.lost, c.won, c.n, epsilon, std::min(1e-3, delta / 10));
+}
+
+}  // namespace detail
+
 /// Walks `settings`, the safest first, over calibration data that neither chose nor ordered them, and returns the last
-/// before the first that fails. A loss is an answer that is not right; record without labels, and right means that it
-/// agrees with the full network. Raises an Error for epsilon or delta outside (0, 1).
+/// before the first that fails. For `Risk::disagreement` the records must be judged by the full network, for
+/// `Risk::accuracy_drop` by labels. Raises an Error for epsilon or delta outside (0, 1).
 inline CertifiedThresholds certify_thresholds(const ExitRecords& calibration,
-                                              std::span<const ThresholdSetting> settings, double epsilon,
-                                              double delta) {
+                                              std::span<const ThresholdSetting> settings,
+                                              const CertificateOptions& options) {
+  const double epsilon = options.epsilon, delta = options.delta;
   OFFRAMP_REQUIRE(epsilon > 0 && epsilon < 1 && delta > 0 && delta < 1, "epsilon and delta must be between 0 and 1");
   OFFRAMP_REQUIRE(calibration.samples > 0, "there are no data to calibrate on");
   CertifiedThresholds best;
-  best.thresholds.assign(static_cast<std::size_t>(calibration.exits - 1), std::numeric_limits<float>::infinity());
-  best.outcome = apply_thresholds(calibration, best.thresholds);
-  best.certificate = {epsilon, delta, calibration.samples, 0, 1, 1};
+  best.thresholds.assign(static_cast<std::size_t>((calibration.exits - 1) * calibration.groups),
+                         std::numeric_limits<float>::infinity());
+  best.outcome = full_outcome(calibration);
+  best.certificate.risk = options.risk;
+  best.certificate.epsilon = epsilon, best.certificate.delta = delta, best.certificate.n = calibration.samples;
   for (const ThresholdSetting& s : settings) {
-    const Outcome o = apply_thresholds(calibration, s.thresholds);
-    const auto errors = static_cast<Index>(std::llround((1 - o.accuracy) * static_cast<double>(calibration.samples)));
-    const double p = binomial_p_value(errors, calibration.samples, epsilon);
+    const auto losses = detail::losses_of(calibration, s.thresholds, options.risk, options.per_class);
+    double p = detail::p_value_of(losses.all, options.risk, epsilon, delta);
+    Index smallest = 0, tested = 0;
+    for (const auto& c : losses.classes) {
+      if (c.n == 0) continue;
+      ++tested;
+      smallest = smallest == 0 ? c.n : std::min(smallest, c.n);
+      p = std::max(p, detail::p_value_of(c, options.risk, epsilon, delta));
+    }
     if (p > delta) break;
     best.thresholds = s.thresholds;
-    best.outcome = o;
-    best.certificate = {epsilon, delta, calibration.samples,
-                        errors,  p,     upper_bound(errors, calibration.samples, delta)};
-    best.has_exits = std::any_of(s.thresholds.begin(), s.thresholds.end(), [](float t) { return !std::isinf(t); });
+    best.outcome = apply_thresholds(calibration, s.thresholds);
+    best.certificate.lost = losses.all.lost, best.certificate.won = losses.all.won, best.certificate.p_value = p;
+    best.certificate.classes = tested, best.certificate.smallest_class = smallest;
+    best.has_exits = has_early_exits(s.thresholds);
   }
+  Certificate& c = best.certificate;
+  c.bound = c.risk == Risk::disagreement ? upper_bound(c.lost, c.n, delta) : paired_upper_bound(c.lost, c.won, c.n, delta);
   return best;
 }
 
+/// Conformal risk control (Angelopoulos, Bates, Fisch, Lei and Schuster, ICLR 2024, section 2): the last of `settings`,
+/// the safest first, whose expected disagreement over calibration data and one more sample is at most epsilon. Losses
+/// are made monotone along the settings, as the method asks for. Returns how many settings are admissible; none: 0.
+inline std::size_t control_expected_disagreement(const ExitRecords& calibration,
+                                                 std::span<const ThresholdSetting> settings, double epsilon) {
+  OFFRAMP_REQUIRE(epsilon > 0 && epsilon < 1, "epsilon must be between 0 and 1");
+  std::vector<std::uint8_t> lost(static_cast<std::size_t>(calibration.samples), 0);
+  std::size_t admissible = 0;
+  for (const ThresholdSetting& s : settings) {
+    Index errors = 0;
+    for (Index i = 0; i < calibration.samples; ++i) {
+      Index k = 0;
+      while (k + 1 < calibration.exits &&
+             !(calibration.confidence_at(i, k) >=
+               s.thresholds[static_cast<std::size_t>(k * calibration.groups + calibration.group_at(i, k))]))
+        ++k;
+      auto& own = lost[static_cast<std::size_t>(i)];
+      own = own || !calibration.right_at(i, k);
+      errors += own;
+    }
+    if (static_cast<double>(errors + 1) > epsilon * static_cast<double>(calibration.samples + 1)) break;
+    ++admissible;
+  }
+  return admissible;
+}
+
 /// The certificate in words, for a report and for a file's metadata (key `offramp.certificate`).
-inline std::string text_of(const Certificate& c, const std::string& risk) {
+inline std::string text_of(const Certificate& c) {
   const auto number = [](double v) {
     char text[32];
     std::snprintf(text, sizeof text, "%.6g", v);
     return std::string(text);
   };
-  return "with probability at least " + number(1 - c.delta) + " over the draw of " + std::to_string(c.n) +
-         " calibration samples, " + risk + " is at most " + number(c.epsilon) + " on data drawn alike (" +
-         std::to_string(c.errors) + " cases seen, bound " + number(c.bound) +
-         "; Learn then Test with exact binomial p-values and fixed-sequence testing)";
+  const bool drop = c.risk == Risk::accuracy_drop;
+  std::string s = "with probability at least " + number(1 - c.delta) + " over the draw of " + std::to_string(c.n) +
+                  " calibration samples, the " +
+                  (drop ? "loss of accuracy against" : "share of answers that differ from those of") +
+                  " the full network is at most " + number(c.epsilon);
+  if (c.classes > 0) s += " over all and within each of " + std::to_string(c.classes) + " classes";
+  s += " on data drawn alike (";
+  s += drop ? std::to_string(c.lost) + " answers lost and " + std::to_string(c.won) + " won"
+            : std::to_string(c.lost) + " cases";
+  return s + " seen, bound " + number(c.bound) + ", p-value " + number(c.p_value) +
+         "; Learn then Test with fixed-sequence testing and " +
+         (drop ? "exact paired p-values)" : "exact binomial p-values)");
+}
+
+/// Why there is no certificate, and what it would take.
+inline std::string refusal_of(const CertificateOptions& o, Index n) {
+  const Index needed = samples_needed(o.epsilon, o.delta);
+  return "these " + std::to_string(n) + " calibration samples support no early answer at epsilon " +
+         std::to_string(o.epsilon) + " and delta " + std::to_string(o.delta) +
+         (n < needed ? ": without a single error it takes at least " + std::to_string(needed) : std::string());
 }
 
 }  // namespace offramp

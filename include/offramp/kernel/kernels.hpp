@@ -127,6 +127,9 @@ struct Kernels {
                      const float* bias) noexcept;
   /// out[c] = scale * sum over rows of in[row * n + c].
   void (*sum_rows)(const float* in, float* out, Index rows, Index n, float scale) noexcept;
+  /// c[i][j] += sum over rows r of a[r * lda + i] b[r * ldb + j], for i below k and j below n: the gradient of a matrix
+  /// product's right side. c is [k][n].
+  void (*outer)(const float* a, Index lda, const float* b, Index ldb, Index rows, Index k, Index n, float* c) noexcept;
   /// The sum of n floats, in lanes.
   float (*sum)(const float* in, Index n) noexcept;
   /// `rounds` times 12 independent vector multiply-adds in registers, lanes * 24 FLOPs a round: the peak that speeds

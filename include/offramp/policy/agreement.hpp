@@ -12,6 +12,7 @@ namespace offramp {
 /// Leaves where this exit and its neighbour before name the same class and the less sure of the two reaches the
 /// threshold. The first exit has no neighbour and is never left.
 struct Agreement {
+  static constexpr bool looks_back = true;
   Thresholds thresholds;
 
   Verdict operator()(ExitContext& c) const noexcept {

@@ -15,6 +15,7 @@ namespace offramp {
 /// Waste, Wołczyk et al., NeurIPS 2021, section 3.2, without its learned class weights).
 template <ExitPolicy P>
 struct Ensemble {
+  static constexpr bool looks_back = true;
   P policy;
   std::vector<float> weights{};  ///< one for each exit, the last included; empty: all equal
 

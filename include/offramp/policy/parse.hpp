@@ -8,7 +8,7 @@
 ///     temperature(1.3,1.2,1;max-probability:0.9)   ensemble(max-probability:0.9)   ensemble(1,1,2;margin:0.4)
 ///     and(patience:1;max-probability:0.6)   or(a;b)   not(a)
 ///     max-probability-per-class:C:t,t,...    C thresholds for each early exit
-///     gate:w0,...,w4,w0,...;t,...            five weights for each early exit, then thresholds
+///     gate(w,...;w,...;t,...)                a row of weights for each early exit, then thresholds
 #pragma once
 
 #include <charconv>
@@ -100,6 +100,15 @@ inline AnyPolicy parse_policy(std::string_view s, int depth) {
                           : AnyPolicy(Or<AnyPolicy, AnyPolicy>{p, policy(i)});
       return p;
     }
+    if (name == "gate" && parts.size() >= 2) {
+      Gate g{{}, Thresholds(parse_numbers(parts.back(), whole))};
+      for (std::size_t i = 0; i + 1 < parts.size(); ++i) {
+        g.weights.push_back(parse_numbers(parts[i], whole));
+        OFFRAMP_REQUIRE(g.weights.back().size() >= Gate::feature_count,
+                        "policy '" + whole + "': a gate's row has at least 7 weights");
+      }
+      return g;
+    }
     if (name == "ensemble" && parts.size() == 1) return Ensemble<AnyPolicy>{policy(0)};
     if (name == "ensemble" && parts.size() == 2) return Ensemble<AnyPolicy>{policy(1), parse_numbers(parts[0], whole)};
     if (name == "temperature" && parts.size() == 2)
@@ -129,19 +138,6 @@ inline AnyPolicy parse_policy(std::string_view s, int depth) {
     return MaxProbability{
         Thresholds::per_class(parse_numbers(rest.substr(second + 1), whole), static_cast<Index>(classes))};
   }
-  if (name == "gate") {
-    const auto parts = split_parts(rest);
-    OFFRAMP_REQUIRE(parts.size() == 2, "policy '" + whole + "' lacks its thresholds");
-    const auto numbers = parse_numbers(parts[0], whole);
-    OFFRAMP_REQUIRE(numbers.size() % Gate::feature_count == 0,
-                    "policy '" + whole + "': expected 5 weights for each exit");
-    Gate g{{}, Thresholds(parse_numbers(parts[1], whole))};
-    for (std::size_t i = 0; i < numbers.size(); i += Gate::feature_count) {
-      g.weights.emplace_back();
-      std::copy_n(numbers.begin() + static_cast<std::ptrdiff_t>(i), Gate::feature_count, g.weights.back().begin());
-    }
-    return g;
-  }
   raise("policy '" + whole + "' is unknown");
 }
 
@@ -168,6 +164,32 @@ inline std::string policy_text(std::string_view name, const std::vector<float>& 
     s += policy_number(thresholds[i]);
   }
   return s;
+}
+
+/// `outer(inner)`.
+inline std::string policy_text_in(std::string_view outer, std::string_view inner) {
+  std::string s(outer);
+  s += '(';
+  s += inner;
+  s += ')';
+  return s;
+}
+
+/// A gate's text.
+inline std::string policy_text(const Gate& g) {
+  std::string s = "gate(";
+  const auto add = [&](const std::vector<float>& row) {
+    for (std::size_t i = 0; i < row.size(); ++i) {
+      if (i > 0) s += ',';
+      s += policy_number(row[i]);
+    }
+  };
+  for (const auto& row : g.weights) {
+    add(row);
+    s += ';';
+  }
+  add(g.thresholds.values());
+  return s + ')';
 }
 
 /// The thresholds of a `max-probability` policy; raises an Error where the text is another one.

@@ -9,6 +9,7 @@ namespace offramp {
 /// section 3.2). The confidence is the number of agreements so far over the number wanted, plus a share below one of
 /// the largest probability.
 struct Patience {
+  static constexpr bool looks_back = true;
   Index exits = 1;  ///< agreements wanted; 1 is two exits in a row
 
   Verdict operator()(ExitContext& c) const noexcept {

@@ -55,11 +55,22 @@ struct Verdict {
 /// threads may share it. Optional members:
 ///   bool wants(Index exit) const noexcept     false where the exit is never taken: its head is not run
 ///   void validate(Index exits, Index classes) const   raises an Error where the policy does not fit a network
+///   static constexpr bool looks_back                  true where it reads what exits before said
 template <class P>
 concept ExitPolicy = std::copy_constructible<P> && requires(const P& p, ExitContext& c) {
   { p(c) }
   noexcept->std::same_as<Verdict>;
 };
+
+/// Whether a policy's confidence depends on what exits before said, as its member `looks_back` says.
+template <ExitPolicy P>
+constexpr bool policy_looks_back() noexcept {
+  if constexpr (requires { P::looks_back; }) {
+    return P::looks_back;
+  } else {
+    return false;
+  }
+}
 
 /// `p.wants(exit)`, or true where the policy has no such member.
 template <ExitPolicy P>

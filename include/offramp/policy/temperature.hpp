@@ -15,6 +15,7 @@ namespace offramp {
 /// section 4.2).
 template <ExitPolicy P>
 struct Temperature {
+  static constexpr bool looks_back = policy_looks_back<P>();
   std::vector<float> temperatures;  ///< one for all exits, or one for each, the last included
   P policy;
 

@@ -1,0 +1,313 @@
+/// @file head.hpp
+/// An exit head in training.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <memory>
+#include <random>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "offramp/exit/head.hpp"
+#include "offramp/fit/layers.hpp"
+
+namespace offramp::fit {
+
+/// Adam with decoupled weight decay (Kingma and Ba, ICLR 2015; Loshchilov and Hutter, ICLR 2019).
+struct Adam {
+  float beta1 = 0.9f, beta2 = 0.999f, epsilon = 1e-8f, weight_decay = 1e-4f;
+
+  /// One step, the `count`-th, counted from 1; the gradient is spent.
+  void step(Parameter& p, float rate, std::int64_t count) const noexcept {
+    const float c1 = 1 - std::pow(beta1, static_cast<float>(count)), c2 = 1 - std::pow(beta2, static_cast<float>(count));
+    const float shrink = p.decays ? 1 - rate * weight_decay : 1.0f;
+    for (std::size_t i = 0; i < p.value.size(); ++i) {
+      const float g = p.gradient[i];
+      p.first_moment[i] = beta1 * p.first_moment[i] + (1 - beta1) * g;
+      p.second_moment[i] = beta2 * p.second_moment[i] + (1 - beta2) * g * g;
+      p.value[i] = p.value[i] * shrink - rate * (p.first_moment[i] / c1) / (std::sqrt(p.second_moment[i] / c2) + epsilon);
+      p.gradient[i] = 0;
+    }
+  }
+};
+
+/// What the heads are to say about a batch.
+struct Targets {
+  Index n = 0, classes = 0;
+  float temperature = 1;          ///< of the distillation (Hinton et al. 2015, section 2)
+  std::vector<float> soft;        ///< [n][classes]: the full network's probabilities at that temperature
+  std::vector<Index> answers;     ///< [n]: the full network's answers
+  std::vector<Index> labels;      ///< empty, or [n]
+  float label_share = 0;          ///< of the loss, where there are labels
+};
+
+/// Softmax of rows of scores divided by a temperature.
+inline void soften(std::span<const float> scores, Index classes, float temperature, std::vector<float>& out) {
+  out.resize(scores.size());
+  const auto c = static_cast<std::size_t>(classes);
+  for (std::size_t r = 0; r < scores.size(); r += c) {
+    float largest = scores[r], sum = 0;
+    for (std::size_t i = 1; i < c; ++i) largest = std::max(largest, scores[r + i]);
+    for (std::size_t i = 0; i < c; ++i) sum += out[r + i] = std::exp((scores[r + i] - largest) / temperature);
+    for (std::size_t i = 0; i < c; ++i) out[r + i] /= sum;
+  }
+}
+
+/// The mean over samples of weight * ((1 - s) T^2 KL(soft || p_T) + s CE(label, p)), and its gradient by the scores.
+/// The entropy of the targets is left out of the value.
+inline double distillation_loss(std::span<const float> scores, const Targets& t, std::span<const float> weights,
+                                std::vector<float>& gradient) {
+  const auto c = static_cast<std::size_t>(t.classes);
+  const float share = t.labels.empty() ? 0.0f : t.label_share;
+  std::vector<float> p_soft, p_hard;
+  soften(scores, t.classes, t.temperature, p_soft);
+  if (share > 0) soften(scores, t.classes, 1.0f, p_hard);
+  gradient.assign(scores.size(), 0.0f);
+  double loss = 0, total = 0;
+  for (const float w : weights) total += static_cast<double>(w);
+  const float scale = total > 0 ? static_cast<float>(1 / total) : 0.0f;
+  for (std::size_t n = 0; n < static_cast<std::size_t>(t.n); ++n) {
+    const float w = weights[n] * scale;
+    for (std::size_t i = 0; i < c; ++i) {
+      const std::size_t at = n * c + i;
+      gradient[at] += w * (1 - share) * t.temperature * (p_soft[at] - t.soft[at]);
+      loss -= static_cast<double>(w * (1 - share) * t.temperature * t.temperature * t.soft[at] *
+                                  std::log(std::max(p_soft[at], 1e-30f)));
+      if (share > 0) {
+        const bool is_label = t.labels[n] == static_cast<Index>(i);
+        gradient[at] += w * share * (p_hard[at] - (is_label ? 1.0f : 0.0f));
+        if (is_label) loss -= static_cast<double>(w * share * std::log(std::max(p_hard[at], 1e-30f)));
+      }
+    }
+  }
+  return loss;
+}
+
+/// A head that learns. Not for two threads at once.
+class TrainableHead {
+ public:
+  TrainableHead(const HeadDesign& design, const MapShape& input, Index classes, std::uint64_t seed)
+      : design_(design), input_(input), classes_(classes) {
+    std::mt19937_64 random(seed);
+    MapShape s = input;
+    for (const HeadConvDesign& c : design.convolutions) {
+      if (c.separable) {
+        layers_.push_back(std::make_unique<DepthwiseLayer>(s.channels, c.stride, random));
+        layers_.push_back(std::make_unique<ConvLayer>(s.channels, c.width, 1, 1, random));
+      } else {
+        layers_.push_back(std::make_unique<ConvLayer>(s.channels, c.width, 3, c.stride, random));
+      }
+      s.channels = c.width;
+      s.height = (s.height + c.stride - 1) / c.stride;
+      s.width = (s.width + c.stride - 1) / c.stride;
+    }
+    const bool is_vector = s.positions() == 1 && !s.tokens;
+    const HeadPool pool{is_vector ? std::vector<Index>{1} : design.grids, is_vector || design.average,
+                        !is_vector && design.maximum, !is_vector && design.first_token};
+    layers_.push_back(std::make_unique<PoolLayer>(pool));
+    features_ = s.channels * pool.per_channel();
+    Index width = features_;
+    if (design.class_means) {
+      sums_.assign(static_cast<std::size_t>(classes * features_), 0.0);
+      squares_.assign(static_cast<std::size_t>(features_), 0.0);
+      counts_.assign(static_cast<std::size_t>(classes), 0);
+    } else {
+      if (design.hidden > 0) {
+        layers_.push_back(std::make_unique<DenseLayer>(features_, design.hidden, true, random));
+        width = design.hidden;
+      }
+      layers_.push_back(std::make_unique<DenseLayer>(width, classes, false, random));
+    }
+    maps_.resize(layers_.size());
+  }
+
+  const HeadDesign& design() const noexcept { return design_; }
+  bool reads_earlier() const noexcept { return earlier_ > 0; }
+
+  /// Lets the last layer read the log-probabilities of another exit from now on.
+  void read_earlier() {
+    if (earlier_ > 0 || design_.class_means) return;
+    earlier_ = classes_;
+    static_cast<DenseLayer&>(*layers_.back()).widen(classes_);
+  }
+
+  /// Everything before the last layer, which alone may read the exit before.
+  void forward_features(const Map& in, bool training) {
+    const Map* at = &in;
+    for (std::size_t i = 0; i < body(); ++i) {
+      layers_[i]->forward(*at, maps_[i], training);
+      at = &maps_[i];
+    }
+  }
+  /// The scores, after `forward_features`; `earlier` holds the scores of the exit before where it reads them.
+  const Map& forward_scores(const Map* earlier, bool training) {
+    const Map& features = maps_[body() - 1];
+    if (design_.class_means) {
+      scores_of_means(features);
+      return scores_;
+    }
+    if (earlier_ > 0) join(features, *earlier);
+    layers_.back()->forward(earlier_ > 0 ? joined_ : features, maps_.back(), training);
+    return maps_.back();
+  }
+  const Map& scores() const noexcept { return design_.class_means ? scores_ : maps_.back(); }
+
+  /// One step on the batch of the last forward with `training` on; returns the loss.
+  double learn(const Map& in, const Targets& targets, std::span<const float> weights, float rate,
+               const Adam& adam = {}) {
+    if (design_.class_means) {
+      add_to_means(maps_.back(), targets);
+      return 0;
+    }
+    Map d = scores();
+    const double loss = distillation_loss(scores().values, targets, weights, d.values);
+    backward(in, std::move(d));
+    ++steps_;
+    for (Parameter* p : parameters()) adam.step(*p, rate, steps_);
+    return loss;
+  }
+
+  /// Adds the gradients by the parameters, from that by the scores, after a forward with `training` on.
+  void backward(const Map& in, Map d) {
+    Map next;
+    for (std::size_t i = layers_.size(); i-- > 0;) {
+      const bool reads = earlier_ > 0 && i == body();
+      const Map& from = reads ? joined_ : i == 0 ? in : maps_[i - 1];
+      layers_[i]->backward(from, maps_[i], d, i == 0 ? nullptr : &next);
+      if (i == 0) break;
+      d = reads ? without_earlier(next) : std::move(next);
+      next = {};
+    }
+  }
+
+  std::vector<Parameter*> parameters() {
+    std::vector<Parameter*> all;
+    for (const auto& layer : layers_) {
+      for (Parameter* p : layer->parameters()) all.push_back(p);
+    }
+    return all;
+  }
+
+  /// Weights and statistics, to come back to.
+  std::vector<std::vector<float>> snapshot() const {
+    std::vector<std::vector<float>> s;
+    for (const auto& layer : layers_) {
+      for (const Parameter* p : layer->parameters()) s.push_back(p->value);
+      for (const std::vector<float>* v : layer->statistics()) s.push_back(*v);
+    }
+    return s;
+  }
+  void restore(const std::vector<std::vector<float>>& s) {
+    std::size_t at = 0;
+    for (const auto& layer : layers_) {
+      for (Parameter* p : layer->parameters()) p->value = s[at++];
+      for (std::vector<float>* v : layer->statistics()) *v = s[at++];
+    }
+  }
+
+  /// The head as it runs.
+  Head write() const {
+    Head h;
+    h.name = design_.name;
+    h.input = input_;
+    h.classes = classes_;
+    h.reads_earlier = earlier_ > 0;
+    for (const auto& layer : layers_) layer->write(h.layers);
+    if (design_.class_means) h.layers.push_back(means());
+    return h;
+  }
+
+ private:
+  std::size_t body() const noexcept { return layers_.size() - (design_.class_means ? 0 : 1); }
+
+  void join(const Map& features, const Map& earlier) {
+    std::vector<float> said;
+    soften(earlier.values, classes_, 1.0f, said);
+    joined_.resize(features.n, 1, 1, features.channels + classes_);
+    for (Index n = 0; n < features.n; ++n) {
+      float* to = joined_.values.data() + n * joined_.channels;
+      std::copy_n(features.values.data() + n * features.channels, features.channels, to);
+      for (Index i = 0; i < classes_; ++i)
+        to[features.channels + i] = std::log(std::max(said[static_cast<std::size_t>(n * classes_ + i)], 1e-30f));
+    }
+  }
+  Map without_earlier(const Map& d) const {
+    Map less;
+    less.resize(d.n, 1, 1, d.channels - earlier_);
+    for (Index n = 0; n < d.n; ++n)
+      std::copy_n(d.values.data() + n * d.channels, less.channels, less.values.data() + n * less.channels);
+    return less;
+  }
+
+  // Nearest class mean with one variance for each feature, shared by the classes: the class of the largest
+  // sum of x mean / variance - mean^2 / (2 variance).
+  void add_to_means(const Map& features, const Targets& targets) {
+    const auto f = static_cast<std::size_t>(features_);
+    for (std::size_t n = 0; n < static_cast<std::size_t>(features.n); ++n) {
+      const auto label = static_cast<std::size_t>(targets.answers[n]);
+      ++counts_[label];
+      for (std::size_t i = 0; i < f; ++i) {
+        const auto x = static_cast<double>(features.values[n * f + i]);
+        sums_[label * f + i] += x;
+        squares_[i] += x * x;
+      }
+    }
+    fresh_ = false;
+  }
+  HeadDense means() const {
+    const auto f = static_cast<std::size_t>(features_);
+    HeadDense d;
+    d.in = features_, d.out = classes_;
+    std::vector<double> within(squares_);
+    double samples = 0;
+    for (std::size_t c = 0; c < counts_.size(); ++c) {
+      samples += static_cast<double>(counts_[c]);
+      for (std::size_t i = 0; counts_[c] > 0 && i < f; ++i)
+        within[i] -= sums_[c * f + i] * sums_[c * f + i] / static_cast<double>(counts_[c]);
+    }
+    for (double& v : within) v = std::max(v / std::max(1.0, samples), 1e-6);
+    for (std::size_t c = 0; c < counts_.size(); ++c) {
+      double bias = 0;
+      for (std::size_t i = 0; i < f; ++i) {
+        const double mean = counts_[c] > 0 ? sums_[c * f + i] / static_cast<double>(counts_[c]) : 0;
+        d.weights.push_back(static_cast<float>(mean / within[i]));
+        bias -= mean * mean / within[i] / 2;
+      }
+      d.bias.push_back(counts_[c] > 0 ? static_cast<float>(bias) : -1e6f);  // a class that was never seen
+    }
+    return d;
+  }
+  void scores_of_means(const Map& features) {
+    if (!fresh_) {
+      dense_ = means();
+      fresh_ = true;
+    }
+    scores_.resize(features.n, 1, 1, classes_);
+    for (Index n = 0; n < features.n && dense_.out > 0; ++n) {
+      for (Index c = 0; c < classes_; ++c) {
+        float s = dense_.bias[static_cast<std::size_t>(c)];
+        for (Index i = 0; i < features_; ++i)
+          s += dense_.weights[static_cast<std::size_t>(c * features_ + i)] *
+               features.values[static_cast<std::size_t>(n * features_ + i)];
+        scores_.values[static_cast<std::size_t>(n * classes_ + c)] = s;
+      }
+    }
+  }
+
+  HeadDesign design_;
+  MapShape input_;
+  Index classes_ = 0, features_ = 0, earlier_ = 0;
+  std::int64_t steps_ = 0;
+  std::vector<std::unique_ptr<Layer>> layers_;
+  std::vector<Map> maps_;
+  Map joined_, scores_;
+  std::vector<double> sums_, squares_;
+  std::vector<Index> counts_;
+  HeadDense dense_;
+  bool fresh_ = true;
+};
+
+}  // namespace offramp::fit

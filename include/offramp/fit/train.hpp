@@ -1,0 +1,258 @@
+/// @file train.hpp
+/// Trains exit heads on a frozen backbone by self-distillation: the full network's softened answers are the targets,
+/// labels only if they are given (Abedi et al., arXiv 2209.08625, section 3.2; Hinton et al. 2015).
+///
+/// Each batch runs through the backbone once, and every head learns from it. Features are never stored, so memory does
+/// not grow with the data, and every batch can be changed anew (augment.hpp) with targets that are exactly the full
+/// network's.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <exception>
+#include <limits>
+#include <memory>
+#include <mutex>
+#include <numeric>
+#include <random>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "offramp/fit/augment.hpp"
+#include "offramp/fit/head.hpp"
+#include "offramp/graph/model.hpp"
+#include "offramp/graph/places.hpp"
+
+namespace offramp::fit {
+
+/// f(i) for every i below n, on the threads of a pool; the first exception is thrown on.
+template <class F>
+void parallel(ThreadPool& pool, Index n, F&& f) {
+  std::exception_ptr failure;
+  std::mutex mutex;
+  const auto guarded = [&](Index i) noexcept {
+#if OFFRAMP_EXCEPTIONS
+    try {
+      f(i);
+    } catch (...) {
+      const std::lock_guard lock(mutex);
+      failure = std::current_exception();
+    }
+#else
+    f(i);
+#endif
+  };
+  ExecutorRef(pool).each(n, guarded);
+  if (failure) std::rethrow_exception(failure);
+}
+
+/// The frozen backbone: what stands at each place, and the full network's scores.
+class Backbone {
+ public:
+  Backbone(const Graph& graph, ValueId answer, std::span<const Place> places, Index classes, ModelOptions options,
+           std::shared_ptr<ThreadPool> pool, Index batch)
+      : pool_(std::move(pool)), classes_(classes), model_(prepared(graph, answer, places, options, batch)) {
+    for (const Place& p : places) shapes_.push_back(p.shape);
+    shape_ = Shape(std::span<const Index>(options.shape.empty() ? model_.inputs()[0].sizes : options.shape));
+    OFFRAMP_REQUIRE(model_.has_plan(), model_.why_not());
+    shape_[0] = 1;
+  }
+
+  Index sample_size() const noexcept { return shape_.count(); }
+  Index classes() const noexcept { return classes_; }
+  ThreadPool& pool() const noexcept { return *pool_; }
+  /// [channels, height, width] of an image input; empty for other inputs.
+  Augmentation augmentation() const noexcept {
+    Augmentation a;
+    if (shape_.rank() == 4 && shape_[1] <= 4 && shape_[2] >= 8 && shape_[3] >= 8) {
+      a.channels = shape_[1], a.height = shape_[2], a.width = shape_[3];
+      a.shift = std::max<Index>(1, shape_[3] / 14);
+    }
+    return a;
+  }
+
+  /// Runs n samples; `maps` gets one map for each place, `scores` [n][classes].
+  void run(std::span<const float> samples, Index n, std::vector<Map>& maps, std::vector<float>& scores) const {
+    maps.resize(shapes_.size());
+    for (std::size_t p = 0; p < shapes_.size(); ++p)
+      maps[p].resize(n, shapes_[p].height, shapes_[p].width, shapes_[p].channels);
+    scores.resize(static_cast<std::size_t>(n * classes_));
+    const Index parts = std::min<Index>(n, 2), size = sample_size();  // a fixed number: the result is the same anywhere
+    parallel(*pool_, parts, [&](Index i) {
+      const Index first = n * i / parts, count = n * (i + 1) / parts - first;
+      Shape shape = shape_;
+      shape[0] = count;
+      const std::vector<Tensor> in{Tensor::of<float>(
+          shape, samples.subspan(static_cast<std::size_t>(first * size), static_cast<std::size_t>(count * size)))};
+      const std::vector<Tensor> out = model_.run(in);
+      for (std::size_t p = 0; p < shapes_.size(); ++p) {
+        const MapShape& s = shapes_[p];
+        const float* from = out[p].view().f32();
+        float* to = maps[p].values.data() + first * s.count();
+        if (s.tokens || s.positions() == 1) {
+          std::copy_n(from, count * s.count(), to);
+        } else {
+          for (Index k = 0; k < count; ++k)
+            kernel::transpose(from + k * s.count(), s.channels, s.positions(), to + k * s.count());
+        }
+      }
+      std::copy_n(out.back().view().f32(), count * classes_, scores.data() + first * classes_);
+    });
+  }
+
+ private:
+  static Model prepared(const Graph& graph, ValueId answer, std::span<const Place> places, ModelOptions options,
+                        Index batch) {
+    std::vector<ValueId> outputs;
+    for (const Place& p : places) outputs.push_back(p.value);
+    outputs.push_back(answer);
+    options.batch = std::max<Index>(1, batch / 2);
+    options.pool = nullptr;
+    return Model(with_outputs(graph, outputs), options);
+  }
+
+  std::shared_ptr<ThreadPool> pool_;
+  Index classes_;
+  Model model_;
+  std::vector<MapShape> shapes_;
+  Shape shape_;
+};
+
+/// A head at a place of a backbone.
+struct PlacedHead {
+  std::size_t place = 0;
+  std::unique_ptr<TrainableHead> head;
+  int earlier = -1;       ///< the head whose scores it reads, one before it in the list; -1: none
+  float threshold = std::numeric_limits<float>::infinity();  ///< of its largest probability, for reach; infinite: nobody
+                                                             ///< leaves here
+  double best_loss = std::numeric_limits<double>::infinity();  ///< on the held-out part
+  std::vector<std::vector<float>> best;
+};
+
+struct TrainOptions {
+  Index epochs = 8, batch = 64;
+  float rate = 3e-3f;        ///< at the start; falls to zero along a half cosine
+  float temperature = 2;     ///< of the distillation
+  float label_share = 0.5f;  ///< of the loss, where labels are given
+  float least_weight = 0.2f;  ///< of samples that the exits before a head answer already
+  Index patience = 4;        ///< epochs without progress on the held-out part after which a head is left alone
+  std::uint64_t seed = 0;
+};
+
+/// Samples to learn from, and samples held out to say when to stop. Labels may be empty.
+struct TrainData {
+  std::span<const float> samples, held_out;
+  std::span<const Index> labels;
+};
+
+/// Trains all heads together; each ends with the weights that were best on the held-out samples.
+/// `progress(done, total)` is called after each batch.
+template <class Progress>
+void train_heads(const Backbone& backbone, std::vector<PlacedHead>& heads, const TrainData& data,
+                 const Augmentation& augmentation, const TrainOptions& options, Progress&& progress) {
+  const Index size = backbone.sample_size(), classes = backbone.classes();
+  const auto width = static_cast<std::size_t>(size);
+  const Index samples = static_cast<Index>(data.samples.size()) / size,
+              held = static_cast<Index>(data.held_out.size()) / size;
+  OFFRAMP_REQUIRE(samples > 0 && held > 0, "there are no samples to train exit heads on");
+  const Index steps = (samples + options.batch - 1) / options.batch, total = steps * options.epochs;
+  std::vector<Index> order(static_cast<std::size_t>(samples)), stale(heads.size(), 0);
+  std::iota(order.begin(), order.end(), Index{0});
+  std::mt19937_64 random(options.seed);
+  std::vector<Map> maps;
+  std::vector<float> batch, scores;
+  Targets targets;
+  targets.classes = classes;
+  targets.temperature = options.temperature;
+  targets.label_share = options.label_share;
+
+  const auto run = [&](std::span<const float> x, Index n, bool training) {
+    backbone.run(x, n, maps, scores);
+    targets.n = n;
+    soften(scores, classes, options.temperature, targets.soft);
+    targets.answers.clear();
+    for (Index i = 0; i < n; ++i) {
+      const auto row = scores.begin() + static_cast<std::ptrdiff_t>(i * classes);
+      targets.answers.push_back(std::max_element(row, row + static_cast<std::ptrdiff_t>(classes)) - row);
+    }
+    parallel(backbone.pool(), static_cast<Index>(heads.size()), [&](Index h) {
+      PlacedHead& p = heads[static_cast<std::size_t>(h)];
+      p.head->forward_features(maps[p.place], training);
+    });
+    for (PlacedHead& p : heads)
+      p.head->forward_scores(p.earlier < 0 ? nullptr : &heads[static_cast<std::size_t>(p.earlier)].head->scores(),
+                             training);
+  };
+  // The chance of reaching each head, from what the heads before it say of this batch.
+  const auto reach = [&](Index n) {
+    std::vector<std::vector<float>> weights;
+    std::vector<float> now(static_cast<std::size_t>(n), 1.0f), p;
+    for (const PlacedHead& head : heads) {
+      weights.push_back(now);
+      if (!std::isfinite(head.threshold)) continue;
+      soften(head.head->scores().values, classes, 1.0f, p);
+      for (std::size_t i = 0; i < now.size(); ++i) {
+        const auto row = p.begin() + static_cast<std::ptrdiff_t>(i * static_cast<std::size_t>(classes));
+        if (*std::max_element(row, row + static_cast<std::ptrdiff_t>(classes)) >= head.threshold)
+          now[i] = options.least_weight;
+      }
+    }
+    return weights;
+  };
+
+  Index done = 0;
+  for (Index epoch = 0; epoch < options.epochs; ++epoch) {
+    std::shuffle(order.begin(), order.end(), random);
+    for (Index s = 0; s < steps; ++s) {
+      const Index first = s * options.batch, n = std::min(options.batch, samples - first);
+      if (n < 8 && steps > 1) {  // too few for the statistics of a batch
+        ++done;
+        continue;
+      }
+      batch.resize(static_cast<std::size_t>(n) * width);
+      targets.labels.clear();
+      for (Index i = 0; i < n; ++i) {
+        const auto from = static_cast<std::size_t>(order[static_cast<std::size_t>(first + i)]);
+        augment(data.samples.subspan(from * width, width),
+                std::span(batch).subspan(static_cast<std::size_t>(i) * width, width), augmentation, random);
+        if (!data.labels.empty()) targets.labels.push_back(data.labels[from]);
+      }
+      run(batch, n, true);
+      const auto weights = reach(n);
+      const float at = static_cast<float>(done) / static_cast<float>(total), warm = std::min(1.0f, at / 0.03f + 0.05f);
+      const float rate = options.rate * warm * 0.5f * (1 + std::cos(3.14159265f * at));
+      parallel(backbone.pool(), static_cast<Index>(heads.size()), [&](Index h) {
+        const auto u = static_cast<std::size_t>(h);
+        if (stale[u] < options.patience) heads[u].head->learn(maps[heads[u].place], targets, weights[u], rate);
+      });
+      progress(++done, total);
+    }
+    std::vector<double> loss(heads.size(), 0.0);
+    targets.labels.clear();
+    for (Index first = 0; first < held; first += options.batch) {
+      const Index n = std::min(options.batch, held - first);
+      run(data.held_out.subspan(static_cast<std::size_t>(first) * width, static_cast<std::size_t>(n) * width), n, false);
+      const auto weights = reach(n);
+      std::vector<float> unused;
+      for (std::size_t h = 0; h < heads.size(); ++h)
+        loss[h] += distillation_loss(heads[h].head->scores().values, targets, weights[h], unused) *
+                   static_cast<double>(n) / static_cast<double>(held);
+    }
+    for (std::size_t h = 0; h < heads.size(); ++h) {
+      if (loss[h] < heads[h].best_loss) {
+        heads[h].best_loss = loss[h];
+        heads[h].best = heads[h].head->snapshot();
+        stale[h] = 0;
+      } else {
+        ++stale[h];
+      }
+    }
+  }
+  for (PlacedHead& p : heads) {
+    if (!p.best.empty()) p.head->restore(p.best);
+  }
+}
+
+}  // namespace offramp::fit
