@@ -46,12 +46,13 @@ struct CacheOptions {
   bool augment = true;                   ///< shift and mirror images while training
   double fit_share = 0.5;                ///< of the samples, to train on; a tenth of them is held out
   double select_share = 0.2;             ///< to choose heads, policy and thresholds; the rest certifies
+  double largest_head = 0.3;             ///< of what is behind it, that a head may cost
   std::uint64_t seed = 0;
   int threads = 1;
 
   CacheOptions() {
-    explore.epochs = 6;
-    refine.epochs = 10;
+    explore.epochs = 8;
+    refine.epochs = 20;
     refine.rate = 2e-3f;
   }
 };
@@ -91,7 +92,7 @@ struct CacheResult {
   CertifiedThresholds certified;
   std::vector<CachedExit> exits;
   std::vector<TriedHead> tried;
-  std::vector<ThresholdSetting> front;  ///< the trade-off, on the samples that chose it
+  std::vector<ThresholdSetting> path;   ///< the trade-off, strict to lax, on the samples that chose it
   std::vector<std::pair<std::string, double>> policies;  ///< each kind's held-out price, as a share of the full network
   Index fitted = 0, selected = 0, calibrated = 0;        ///< samples of each part
   double seconds = 0;
@@ -287,10 +288,9 @@ class Cacher {
   void say(const std::string& what, Index done, Index total) const {
     if (progress_) progress_(what, done, total);
   }
-  Truth truth() const noexcept { return select_labels_.empty() ? Truth::full_network : Truth::labels; }
   SelectionTarget target() const {
     SelectionTarget t;
-    t.truth = truth();
+    t.risk = options_.budget ? Risk::disagreement : options_.certificate.risk;
     t.budget = options_.budget;
     t.epsilon = options_.certificate.epsilon;
     return t;
@@ -309,7 +309,11 @@ class Cacher {
     // Every head at every place, trained together.
     std::vector<fit::PlacedHead> heads;
     for (std::size_t p = 0; p < places_.size(); ++p) {
+      const double upto = static_cast<double>(places_[p].upto.flops), full = upto / std::max(1e-9, places_[p].share);
       for (const HeadDesign& d : head_designs(places_[p].shape)) {
+        // A head that costs much of what it could save is not worth trying.
+        const auto cost = static_cast<double>(2 * d.macs(places_[p].shape, classes_));
+        if (places_[p].share > 0 && cost > options_.largest_head * (full - upto)) continue;
         fit::PlacedHead h;
         h.place = p;
         h.head = std::make_unique<fit::TrainableHead>(d, places_[p].shape, classes_, options_.seed + heads.size() + 1);
@@ -372,25 +376,19 @@ class Cacher {
 
     // Thresholds in order of risk, and the certificate from data that nothing has seen yet.
     const ExitScores selected = keep_exits(scores, best.exits);
-    const ExitRecords judged = judge_with(best.kind, best.gate, selected, truth());
-    r.front = threshold_front(judged, 160);
+    const JudgedTarget judged(best.kind, best.gate, selected, target());
+    r.path = threshold_path(judged.agreement, 240);
     const ExitScores fresh = keep_exits(record(chosen, certify_, certify_labels_, "certifying"), best.exits);
-    const ExitRecords certified = judge_with(best.kind, best.gate, fresh, truth());
+    const JudgedTarget certified(best.kind, best.gate, fresh, target());
     if (options_.budget) {
-      const Calibration c = calibrate_thresholds(judged, {{}, options_.budget});
-      r.certified.thresholds = c.thresholds;
-      r.certified.outcome = apply_thresholds(certified, c.thresholds);
-      r.certified.has_exits = has_early_exits(c.thresholds);
-      const auto losses = losses_of(certified, c.thresholds, Risk::disagreement, false);
-      Certificate& k = r.certified.certificate;
-      k.delta = options_.certificate.delta, k.n = losses.all.n, k.lost = losses.all.lost;
-      k.bound = k.epsilon = upper_bound(k.lost, k.n, k.delta);
-      k.p_value = k.delta;
+      const ThresholdSetting* s = at_target(r.path, judged, target());
+      OFFRAMP_REQUIRE(s != nullptr, "no thresholds keep to the budget");
+      r.certified = certified_alone(certified.agreement, s->thresholds, options_.certificate.delta);
     } else {
-      r.certified = certify_thresholds(certified, r.front, options_.certificate);
+      r.certified = certify_thresholds(certified.for_risk(), r.path, options_.certificate);
     }
     if (!r.certified.has_exits) return refusal_of(options_.certificate, r.calibrated);
-    if (r.certified.outcome.mean_price >= full_outcome(certified).mean_price)
+    if (r.certified.outcome.mean_price >= full_outcome(certified.agreement).mean_price)
       return "no exit pays for itself at this risk";
     write(r, best, chosen, selected);
     return {};

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "offramp/calibrate/calibrate.hpp"
+#include "offramp/calibrate/certificate.hpp"
 #include "offramp/calibrate/confidence.hpp"
 #include "offramp/calibrate/records.hpp"
 #include "offramp/policy/max_probability.hpp"
@@ -50,8 +51,8 @@ constexpr std::string_view name_of(PolicyKind kind) noexcept {
 
 /// What is aimed at: a risk, or a mean price.
 struct SelectionTarget {
-  Truth truth = Truth::full_network;
-  double epsilon = 0.01;         ///< share of answers that may differ, or of accuracy that may be lost
+  Risk risk = Risk::disagreement;
+  double epsilon = 0.01;         ///< what the risk may be
   std::optional<double> budget;  ///< instead: mean price of a sample
 };
 
@@ -106,134 +107,179 @@ inline std::string policy_text_of(PolicyKind kind, Gate gate, const std::vector<
   return policy_text("max-probability", thresholds);
 }
 
+/// Records for a target. The search for thresholds always goes by agreement with the full network, which is steadier
+/// than labels: a wrong answer of the full network says nothing about an exit. Labels only tell where on the path the
+/// accuracy is as low as it may be.
+struct JudgedTarget {
+  ExitRecords agreement;
+  std::optional<ExitRecords> labelled;
+
+  JudgedTarget(PolicyKind kind, const Gate& gate, const ExitScores& scores, const SelectionTarget& target)
+      : agreement(judge_with(kind, gate, scores, Truth::full_network)) {
+    if (target.risk == Risk::accuracy_drop) labelled = judge_with(kind, gate, scores, Truth::labels);
+  }
+  const ExitRecords& for_risk() const noexcept { return labelled ? *labelled : agreement; }
+  double risk(std::span<const float> thresholds) const {
+    const ExitRecords& r = for_risk();
+    return full_outcome(r).accuracy - apply_thresholds(r, thresholds).accuracy;
+  }
+  bool meets(std::span<const float> thresholds, const SelectionTarget& target) const {
+    return target.budget ? apply_thresholds(agreement, thresholds).mean_price <= *target.budget
+                         : risk(thresholds) <= target.epsilon + 1e-12;
+  }
+};
+
 namespace detail {
 
-/// How good the best thresholds for a target are, the smaller the better: mean price as a share of the full network's,
-/// or accuracy lost within a budget.
-inline double value_at(const ExitRecords& r, const SelectionTarget& target, int fines) {
-  const double full = full_outcome(r).mean_price;
-  CalibrationTarget t;
-  if (target.budget) {
-    t.budget = target.budget;
-  } else {
-    t.max_accuracy_drop = target.epsilon;
+/// The setting of a path that does best at the target, or none.
+inline const ThresholdSetting* at_target(const std::vector<ThresholdSetting>& path, const JudgedTarget& judged,
+                                         const SelectionTarget& target) {
+  const ThresholdSetting* best = nullptr;
+  for (const ThresholdSetting& s : path) {
+    if (!judged.meets(s.thresholds, target)) continue;
+    best = &s;
+    if (target.budget) break;  // the first within the budget agrees most
   }
-#if OFFRAMP_EXCEPTIONS
-  try {
-    const Calibration c = calibrate_thresholds(r, t, fines);
-    return target.budget ? 1 - c.outcome.accuracy : c.outcome.mean_price / full;
-  } catch (const Error&) {
-    return std::numeric_limits<double>::infinity();  // the budget is out of reach
-  }
-#else
-  const Calibration c = calibrate_thresholds(r, t, fines);
-  return target.budget ? 1 - c.outcome.accuracy : c.outcome.mean_price / full;
-#endif
+  return best;
+}
+
+/// How good that setting is, the smaller the better: mean price as a share of the full network's, or disagreement.
+inline double value_at(const JudgedTarget& judged, const SelectionTarget& target, int fines) {
+  const auto path = threshold_path(judged.agreement, fines);
+  const ThresholdSetting* s = at_target(path, judged, target);
+  if (target.budget) return s ? 1 - s->outcome.accuracy : std::numeric_limits<double>::infinity();
+  return s ? s->outcome.mean_price / full_outcome(judged.agreement).mean_price : 1;
 }
 
 }  // namespace detail
 
 /// Chooses heads among many: at most one a place, each time the one that saves most, then those out that do not pay any
-/// more, until nothing helps. `place_of[i]` is the place of exit i; exits are in order of place.
+/// more, until nothing helps; for a range of fines, of which the set that does best at the target is kept.
+/// `place_of[i]` is the place of exit i; exits are in order of place.
 inline std::vector<Index> choose_heads(const ExitScores& scores, std::span<const std::size_t> place_of,
                                        const SelectionTarget& target) {
   constexpr double least_gain = 0.004;
-  constexpr int fines = 14;
-  const auto value = [&](const std::vector<Index>& kept) {
-    if (kept.empty()) return target.budget ? std::numeric_limits<double>::infinity() : 1.0;
-    const ExitScores some = keep_exits(scores, kept);
-    return detail::value_at(judge(some, MaxProbability{Thresholds(1.0f)}, target.truth), target, fines);
+  const MaxProbability plain{Thresholds(1.0f)};
+  const auto loss = [&](const std::vector<Index>& kept, double fine) {
+    const ExitRecords r = judge(keep_exits(scores, kept), plain, Truth::full_network);
+    const double full = full_outcome(r).mean_price;
+    detail::ThresholdSearch search(r);
+    std::vector<float> at = search.all_off();
+    search.descend(at, fine);
+    const Outcome o = apply_thresholds(r, at);
+    return o.mean_price / full + fine * (1 - o.accuracy);
   };
-  std::vector<Index> kept;
-  double current = value(kept);
-  while (true) {
-    double best = std::numeric_limits<double>::infinity();
-    std::vector<Index> chosen;
-    for (Index k = 0; k + 1 < scores.exits; ++k) {
-      if (std::count(kept.begin(), kept.end(), k) > 0) continue;
-      std::vector<Index> trial;
-      for (const Index j : kept) {
-        if (place_of[static_cast<std::size_t>(j)] != place_of[static_cast<std::size_t>(k)]) trial.push_back(j);
+  const auto grow = [&](double fine) {
+    std::vector<Index> kept;
+    double current = 1;
+    while (true) {
+      double best = std::numeric_limits<double>::infinity();
+      std::vector<Index> chosen;
+      for (Index k = 0; k + 1 < scores.exits; ++k) {
+        if (std::count(kept.begin(), kept.end(), k) > 0) continue;
+        std::vector<Index> trial;
+        for (const Index j : kept) {
+          if (place_of[static_cast<std::size_t>(j)] != place_of[static_cast<std::size_t>(k)]) trial.push_back(j);
+        }
+        trial.insert(std::upper_bound(trial.begin(), trial.end(), k), k);
+        const double v = loss(trial, fine);
+        if (v < best) best = v, chosen = std::move(trial);
       }
-      trial.insert(std::upper_bound(trial.begin(), trial.end(), k), k);
-      const double v = value(trial);
-      if (v < best) best = v, chosen = std::move(trial);
-    }
-    if (chosen.empty() || !(best < current - least_gain)) break;
-    kept = std::move(chosen);
-    current = best;
-    for (std::size_t i = 0; i < kept.size() && kept.size() > 1;) {
-      std::vector<Index> trial = kept;
-      trial.erase(trial.begin() + static_cast<std::ptrdiff_t>(i));
-      const double v = value(trial);
-      if (v <= current + least_gain / 2) {
-        kept = std::move(trial);
-        current = v;
-      } else {
-        ++i;
+      if (chosen.empty() || !(best < current - least_gain)) break;
+      kept = std::move(chosen);
+      current = best;
+      for (std::size_t i = 0; i < kept.size() && kept.size() > 1;) {
+        std::vector<Index> trial = kept;
+        trial.erase(trial.begin() + static_cast<std::ptrdiff_t>(i));
+        const double v = loss(trial, fine);
+        if (v <= current + least_gain / 2) {
+          kept = std::move(trial);
+          current = v;
+        } else {
+          ++i;
+        }
       }
     }
+    return kept;
+  };
+  const Gate no_gate{{}, Thresholds(1.0f)};
+  std::vector<Index> best;
+  double least = target.budget ? std::numeric_limits<double>::infinity() : 1;
+  std::vector<std::vector<Index>> seen;
+  for (double fine = 2; fine < 600; fine *= 2.5) {
+    std::vector<Index> kept = grow(fine);
+    if (kept.empty() || std::count(seen.begin(), seen.end(), kept) > 0) continue;
+    seen.push_back(kept);
+    const double v =
+        detail::value_at({PolicyKind::max_probability, no_gate, keep_exits(scores, kept), target}, target, 40);
+    if (v < least) least = v, best = std::move(kept);
   }
-  return kept;
+  return best;
 }
 
 /// Thresholds of the largest probability that meet the target, for the weights of a second training: infinite where an
 /// exit is off.
 inline std::vector<float> reach_thresholds(const ExitScores& scores, const SelectionTarget& target) {
-  const ExitRecords r = judge(scores, MaxProbability{Thresholds(1.0f)}, target.truth);
-  CalibrationTarget t;
-  if (target.budget) {
-    t.budget = target.budget;
-  } else {
-    t.max_accuracy_drop = target.epsilon;
-  }
-  return calibrate_thresholds(r, t).thresholds;
+  const JudgedTarget judged(PolicyKind::max_probability, {{}, Thresholds(1.0f)}, scores, target);
+  const auto path = threshold_path(judged.agreement, 60);
+  const ThresholdSetting* s = detail::at_target(path, judged, target);
+  return s ? s->thresholds
+           : std::vector<float>(static_cast<std::size_t>(scores.exits - 1), std::numeric_limits<float>::infinity());
 }
 
 /// Chooses the confidence by cross-validation: learned and calibrated on some of the samples, judged on the others by
-/// mean price plus a fine for risk. Exits that do not pay under it are left out.
+/// mean price plus a fine for lost answers, over a range of fines around the one that meets the target. Exits that do
+/// not pay under it are left out.
 inline Selection choose_policy(const ExitScores& scores, const SelectionTarget& target,
                                std::span<const PolicyKind> kinds = {}) {
   static constexpr PolicyKind all_kinds[] = {PolicyKind::max_probability, PolicyKind::max_probability_per_class,
                                              PolicyKind::ensemble, PolicyKind::gate, PolicyKind::ensemble_gate};
   if (kinds.empty()) kinds = all_kinds;
   constexpr Index folds = 4;
-  constexpr int fines = 24;
-  const auto early = [](const ExitScores& s) {
-    std::vector<Index> e(static_cast<std::size_t>(s.exits - 1));
-    std::iota(e.begin(), e.end(), Index{0});
-    return e;
-  };
-  // What a share of risk is worth, from what the plain rule saves with it.
-  const double plain = detail::value_at(judge(scores, MaxProbability{Thresholds(1.0f)}, target.truth), target, fines);
-  const double fine = target.budget ? 0 : std::max(0.05, 1 - plain) / target.epsilon;
+  // The fine at which the plain rule meets the target.
+  double fine = 3000;
+  {
+    const JudgedTarget judged(PolicyKind::max_probability, {{}, Thresholds(1.0f)}, scores, target);
+    detail::ThresholdSearch search(judged.agreement);
+    std::vector<float> at = search.all_off();
+    for (double f = fine; f > 0.05; f /= 1.3) {
+      search.descend(at, f);
+      if (judged.meets(at, target)) {
+        fine = f;
+        if (target.budget) break;
+      }
+    }
+  }
   const auto held_out = [&](PolicyKind kind, const std::vector<Index>& kept) {
     const ExitScores some = keep_exits(scores, kept);
     double sum = 0;
+    int terms = 0;
     for (Index f = 0; f < folds; ++f) {
       std::vector<Index> learn, check;
       for (Index i = 0; i < some.samples; ++i) (i % folds == f ? check : learn).push_back(i);
       const ExitScores a = keep_samples(some, learn), b = keep_samples(some, check);
       const Gate gate = gate_for(kind, a);
-      const ExitRecords known = judge_with(kind, gate, a, target.truth), unknown = judge_with(kind, gate, b, target.truth);
-      CalibrationTarget t;
-      if (target.budget) {
-        t.budget = target.budget;
-      } else {
-        t.max_accuracy_drop = target.epsilon;
+      const ExitRecords known = judge_with(kind, gate, a, Truth::full_network),
+                        unknown = judge_with(kind, gate, b, Truth::full_network);
+      const double full = full_outcome(unknown).mean_price;
+      detail::ThresholdSearch search(known);
+      std::vector<float> at = search.all_off();
+      for (const double factor : {2.0, 1.41, 1.0, 0.71, 0.5}) {
+        search.descend(at, fine * factor);
+        const Outcome o = apply_thresholds(unknown, at);
+        sum += o.mean_price / full + fine * factor * (1 - o.accuracy);
+        ++terms;
       }
-      const Calibration c = calibrate_thresholds(known, t, fines);
-      const Outcome o = apply_thresholds(unknown, c.thresholds), full = full_outcome(unknown);
-      sum += target.budget ? 1 - o.accuracy : o.mean_price / full.mean_price + fine * (full.accuracy - o.accuracy);
     }
-    return sum / static_cast<double>(folds);
+    return sum / terms;
   };
   Selection best;
   double least = std::numeric_limits<double>::infinity();
   for (const PolicyKind kind : kinds) {
-    std::vector<Index> kept = early(scores);
+    std::vector<Index> kept(static_cast<std::size_t>(scores.exits - 1));
+    std::iota(kept.begin(), kept.end(), Index{0});
     double current = held_out(kind, kept);
-    // Exits that do not pay leave, one after the other, the least useful first.
+    // Exits that do not pay leave, the least useful first.
     while (kept.size() > 1) {
       double smallest = std::numeric_limits<double>::infinity();
       std::size_t which = 0;
@@ -250,7 +296,7 @@ inline Selection choose_policy(const ExitScores& scores, const SelectionTarget& 
     best.tried.emplace_back(name_of(kind), current);
     if (current < least) least = current, best.kind = kind, best.exits = std::move(kept);
   }
-  if (!target.budget && least >= 1) best.exits.clear();
+  if (least >= 1) best.exits.clear();
   if (!best.exits.empty()) best.gate = gate_for(best.kind, keep_exits(scores, best.exits));
   return best;
 }

@@ -297,21 +297,23 @@ void search_thresholds(const ExitRecords& r, int fines, Consider&& consider) {
 
 }  // namespace detail
 
-/// The settings that no other one met in the search beats in both accuracy and price, the most accurate first.
-inline std::vector<ThresholdSetting> threshold_front(const ExitRecords& r, int fines = 120) {
-  std::vector<ThresholdSetting> met;
-  detail::search_thresholds(r, fines, [&](const std::vector<float>& t) {
-    if (met.empty() || met.back().thresholds != t) met.push_back({t, apply_thresholds(r, t)});
-  });
-  std::stable_sort(met.begin(), met.end(), [](const ThresholdSetting& a, const ThresholdSetting& b) {
-    return a.outcome.accuracy != b.outcome.accuracy ? a.outcome.accuracy > b.outcome.accuracy
-                                                    : a.outcome.mean_price < b.outcome.mean_price;
-  });
-  std::vector<ThresholdSetting> front;
-  for (ThresholdSetting& s : met) {
-    if (front.empty() || s.outcome.mean_price < front.back().outcome.mean_price) front.push_back(std::move(s));
+/// Settings from strict to lax: local minima of mean price plus a fine for each wrong answer, for fines that fall, each
+/// found from the one before, so that neighbours are alike. The price falls along the path.
+inline std::vector<ThresholdSetting> threshold_path(const ExitRecords& r, int fines = 160) {
+  detail::ThresholdSearch search(r);
+  std::vector<float> at = search.all_off();
+  std::vector<ThresholdSetting> path;
+  constexpr double least = 0.05, most = 3000;
+  const double ratio = std::pow(most / least, 1.0 / std::max(1, fines - 1));
+  double fine = most;
+  for (int i = 0; i < fines; ++i, fine /= ratio) {
+    search.descend(at, fine);
+    if (!path.empty() && path.back().thresholds == at) continue;
+    Outcome o = apply_thresholds(r, at);
+    if (!path.empty() && o.mean_price >= path.back().outcome.mean_price) continue;
+    path.push_back({at, std::move(o)});
   }
-  return front;
+  return path;
 }
 
 /// Chooses the thresholds. Raises an Error where no setting reaches the target.

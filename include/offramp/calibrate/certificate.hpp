@@ -229,6 +229,21 @@ inline CertifiedThresholds certify_thresholds(const ExitRecords& calibration,
   return best;
 }
 
+/// What can be said of one setting that was chosen without these data: the smallest disagreement that they rule out
+/// exceeding, at this delta.
+inline CertifiedThresholds certified_alone(const ExitRecords& calibration, const std::vector<float>& thresholds,
+                                           double delta) {
+  CertifiedThresholds c;
+  c.thresholds = thresholds;
+  c.outcome = apply_thresholds(calibration, thresholds);
+  c.has_exits = has_early_exits(thresholds);
+  const auto losses = detail::losses_of(calibration, thresholds, Risk::disagreement, false);
+  c.certificate.delta = delta, c.certificate.n = losses.all.n, c.certificate.lost = losses.all.lost;
+  c.certificate.bound = c.certificate.epsilon = upper_bound(losses.all.lost, losses.all.n, delta);
+  c.certificate.p_value = delta;
+  return c;
+}
+
 /// Conformal risk control (Angelopoulos, Bates, Fisch, Lei and Schuster, ICLR 2024, section 2): the last of `settings`,
 /// the safest first, whose expected disagreement over calibration data and one more sample is at most epsilon. Losses
 /// are made monotone along the settings, as the method asks for. Returns how many settings are admissible; none: 0.

@@ -41,6 +41,20 @@ struct HeadDesign {
   bool class_means = false;   ///< no training: scores are distances to the mean features of each class
   bool reads_earlier = false;  ///< also reads the log-probabilities of the exit before (Wołczyk et al. 2021, section 3.1)
 
+  /// Multiply-adds on such a map, for answers of so many classes.
+  Index macs(const MapShape& s, Index classes) const noexcept {
+    Index h = s.height, w = s.width, c = s.channels, sum = 0;
+    for (const HeadConvDesign& d : convolutions) {
+      h = (h + d.stride - 1) / d.stride, w = (w + d.stride - 1) / d.stride;
+      sum += h * w * (d.separable ? 9 * c + c * d.width : 9 * c * d.width);
+      c = d.width;
+    }
+    Index cells = 0;
+    for (const Index g : grids) cells += g * g;
+    const Index features = c * (cells * (Index{average} + Index{maximum}) + Index{first_token});
+    return sum + (hidden > 0 ? (features + classes) * hidden : features * classes);
+  }
+
   /// Whether it can stand on such a map.
   bool fits(const MapShape& s) const noexcept {
     if (!convolutions.empty() && !s.is_image()) return false;

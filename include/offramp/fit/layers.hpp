@@ -114,64 +114,32 @@ class Norm {
   void forward(float* y, float* out, Index rows, bool training) {
     const auto c = static_cast<std::size_t>(c_);
     inverse_.assign(c, 0.0f);
-    std::vector<float> m(c, 0.0f), v(c, 0.0f);
+    std::vector<float> m = mean, v = variance;
     if (training) {
-      for (Index r = 0; r < rows; ++r) {
-        for (std::size_t i = 0; i < c; ++i) m[i] += y[static_cast<std::size_t>(r) * c + i];
-      }
-      for (float& x : m) x /= static_cast<float>(rows);
-      for (Index r = 0; r < rows; ++r) {
-        for (std::size_t i = 0; i < c; ++i) {
-          const float d = y[static_cast<std::size_t>(r) * c + i] - m[i];
-          v[i] += d * d;
-        }
-      }
+      kernels_.moments(y, rows, c_, m.data(), v.data());
       for (std::size_t i = 0; i < c; ++i) {
-        v[i] /= static_cast<float>(rows);
         mean[i] += momentum * (m[i] - mean[i]);
         variance[i] += momentum * (v[i] - variance[i]);
       }
-    } else {
-      m = mean;
-      v = variance;
     }
     for (std::size_t i = 0; i < c; ++i) inverse_[i] = 1.0f / std::sqrt(v[i] + epsilon);
-    for (Index r = 0; r < rows; ++r) {
-      float* a = y + static_cast<std::size_t>(r) * c;
-      float* b = out + static_cast<std::size_t>(r) * c;
-      for (std::size_t i = 0; i < c; ++i) {
-        a[i] = (a[i] - m[i]) * inverse_[i];
-        const float z = a[i] * scale.value[i] + shift.value[i];
-        b[i] = relu_ ? std::max(z, 0.0f) : z;
-      }
-    }
+    kernels_.batch_norm(y, out, rows, c_, m.data(), inverse_.data(), scale.value.data(), shift.value.data(), relu_);
   }
 
   /// `normalised` is what `forward` left in y; `d` becomes the gradient by the input of the norm.
   void backward(const float* normalised, const float* out, const float* d_out, float* d, Index rows) {
     const auto c = static_cast<std::size_t>(c_);
-    std::vector<float> sum(c, 0.0f), dot(c, 0.0f);
-    for (Index r = 0; r < rows; ++r) {
-      const std::size_t at = static_cast<std::size_t>(r) * c;
-      for (std::size_t i = 0; i < c; ++i) {
-        const float g = relu_ && out[at + i] <= 0 ? 0.0f : d_out[at + i];
-        d[at + i] = g;
-        sum[i] += g;
-        dot[i] += g * normalised[at + i];
-      }
-    }
+    std::vector<float> sum(c), dot(c), factor(c);
+    kernels_.batch_norm_sums(normalised, relu_ ? out : nullptr, d_out, d, rows, c_, sum.data(), dot.data());
     const float inverse_rows = 1.0f / static_cast<float>(rows);
     for (std::size_t i = 0; i < c; ++i) {
       shift.gradient[i] += sum[i];
       scale.gradient[i] += dot[i];
       sum[i] *= inverse_rows;
       dot[i] *= inverse_rows;
+      factor[i] = scale.value[i] * inverse_[i];
     }
-    for (Index r = 0; r < rows; ++r) {
-      const std::size_t at = static_cast<std::size_t>(r) * c;
-      for (std::size_t i = 0; i < c; ++i)
-        d[at + i] = scale.value[i] * inverse_[i] * (d[at + i] - sum[i] - normalised[at + i] * dot[i]);
-    }
+    kernels_.batch_norm_gradient(normalised, d, rows, c_, factor.data(), sum.data(), dot.data());
   }
 
   /// More channels, handed on as they are until training moves them.
@@ -197,6 +165,7 @@ class Norm {
   Index c_;
   bool relu_;
   std::vector<float> inverse_;
+  const kernel::Kernels& kernels_ = kernel::kernels_for(best_isa());
 };
 
 /// Convolution (kernel 1 or 3, padding kernel / 2), norm, ReLU.
@@ -385,29 +354,27 @@ class PoolLayer final : public Layer {
   void forward(const Map& in, Map& out, bool) override {
     out.resize(in.n, 1, 1, in.channels * pool_.per_channel());
     const Index c = in.channels;
-    largest_.assign(pool_.maximum ? out.values.size() : 0, 0);
+    std::vector<float> pooled(static_cast<std::size_t>(c)), row(pooled);
     each_part(in, [&](Index n, Index feature, Index step, Part part, const Cell& cell) {
       float* to = out.values.data() + n * out.channels + feature;
       const float* from = in.values.data() + n * in.height * in.width * c;
-      if (part == Part::first) {
-        for (Index i = 0; i < c; ++i) to[i * step] = from[i];
-        return;
-      }
-      const bool is_average = part == Part::average;
-      const float scale = 1.0f / static_cast<float>((cell.y1 - cell.y0) * (cell.x1 - cell.x0));
-      for (Index i = 0; i < c; ++i) {
-        float sum = 0, most = -std::numeric_limits<float>::infinity();
-        Index where = 0;
+      if (part == Part::average) {
+        const float scale = 1.0f / static_cast<float>((cell.y1 - cell.y0) * (cell.x1 - cell.x0));
         for (Index y = cell.y0; y < cell.y1; ++y) {
-          for (Index x = cell.x0; x < cell.x1; ++x) {
-            const float v = from[(y * in.width + x) * c + i];
-            sum += v;
-            if (v > most) most = v, where = y * in.width + x;
-          }
+          const bool first = y == cell.y0;
+          kernels_.sum_rows(from + (y * in.width + cell.x0) * c, first ? pooled.data() : row.data(), cell.x1 - cell.x0,
+                            c, scale);
+          if (!first) kernels_.binary(kernel::Binary::add, pooled.data(), 1, row.data(), 1, pooled.data(), c);
         }
-        to[i * step] = is_average ? sum * scale : most;
-        if (!is_average) largest_[static_cast<std::size_t>(n * out.channels + feature + i * step)] = where;
+      } else {
+        const float* start = from + (cell.y0 * in.width + cell.x0) * c;
+        std::copy_n(start, c, pooled.data());
+        for (Index y = cell.y0; part == Part::maximum && y < cell.y1; ++y) {
+          for (Index x = cell.x0; x < cell.x1; ++x)
+            kernels_.binary(kernel::Binary::max, pooled.data(), 1, from + (y * in.width + x) * c, 1, pooled.data(), c);
+        }
       }
+      for (Index i = 0; i < c; ++i) to[i * step] = pooled[static_cast<std::size_t>(i)];
     });
   }
   void backward(const Map& in, const Map& out, const Map& d_out, Map* d_in) override {
@@ -415,20 +382,32 @@ class PoolLayer final : public Layer {
     const Index c = in.channels;
     d_in->resize(in.n, in.height, in.width, c);
     std::fill(d_in->values.begin(), d_in->values.end(), 0.0f);
+    std::vector<float> d(static_cast<std::size_t>(c));
     each_part(in, [&](Index n, Index feature, Index step, Part part, const Cell& cell) {
       const Index at = n * out.channels + feature;
-      const float* from = d_out.values.data() + at;
-      float* to = d_in->values.data() + n * in.height * in.width * c;
-      const float scale = 1.0f / static_cast<float>((cell.y1 - cell.y0) * (cell.x1 - cell.x0));
-      for (Index i = 0; i < c; ++i) {
-        if (part == Part::average) {
-          for (Index y = cell.y0; y < cell.y1; ++y) {
-            for (Index x = cell.x0; x < cell.x1; ++x) to[(y * in.width + x) * c + i] += from[i * step] * scale;
+      const Index image = n * in.height * in.width * c;
+      float* to = d_in->values.data() + image;
+      if (part == Part::average) {
+        const float scale = 1.0f / static_cast<float>((cell.y1 - cell.y0) * (cell.x1 - cell.x0));
+        for (Index i = 0; i < c; ++i) d[static_cast<std::size_t>(i)] = d_out.values[static_cast<std::size_t>(at + i * step)] * scale;
+        for (Index y = cell.y0; y < cell.y1; ++y) {
+          for (Index x = cell.x0; x < cell.x1; ++x) {
+            float* pixel = to + (y * in.width + x) * c;
+            kernels_.binary(kernel::Binary::add, pixel, 1, d.data(), 1, pixel, c);
           }
-        } else {
-          const Index where = part == Part::first ? 0 : largest_[static_cast<std::size_t>(at + i * step)];
-          to[where * c + i] += from[i * step];
         }
+        return;
+      }
+      for (Index i = 0; i < c; ++i) {  // the first position that holds the maximum
+        const float most = out.values[static_cast<std::size_t>(at + i * step)];
+        const float* from = in.values.data() + image + i;
+        Index where = cell.y0 * in.width + cell.x0;
+        for (Index y = cell.y0, found = 0; part == Part::maximum && found == 0 && y < cell.y1; ++y) {
+          for (Index x = cell.x0; found == 0 && x < cell.x1; ++x) {
+            if (from[(y * in.width + x) * c] == most) where = y * in.width + x, found = 1;
+          }
+        }
+        to[where * c + i] += d_out.values[static_cast<std::size_t>(at + i * step)];
       }
     });
   }
@@ -465,7 +444,7 @@ class PoolLayer final : public Layer {
   }
 
   HeadPool pool_;
-  std::vector<Index> largest_;  // where the maximum of each pooled feature was
+  const kernel::Kernels& kernels_ = kernel::kernels_for(best_isa());
 };
 
 /// Norm of the features, dense layer, ReLU if asked. Works on maps of one position.
