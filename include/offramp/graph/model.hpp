@@ -351,6 +351,7 @@ inline void Model::plan(Data& d) {
   passes::recognise_layer_norms(g, two);
   passes::fuse_matmul_bias(g);
   passes::fuse_tails(g, two);
+  passes::join_pools(g, two);
   passes::ChannelsLast(g, two).run();
   g.remove_dead_nodes();
   g.sort();

@@ -351,6 +351,62 @@ inline void fuse_tails(Graph& g, const Inference& shapes) {
   g.sort();
 }
 
+/// Joins average and maximum poolings of one image to grids, each flattened, all concatenated, into one node. Works on
+/// windows without padding that tile the image as `append_head` lays them.
+inline void join_pools(Graph& g, const Inference& shapes) {
+  Matcher m(g);
+  for (Node& concat : g.nodes) {
+    if (concat.op != "Concat" || concat.outputs.size() != 1 || concat.inputs.size() < 2) continue;
+    std::vector<Index> parts;
+    std::vector<Node*> used;
+    ValueId image = no_value;
+    bool fits = concat.integer("axis", 0) == 1;
+    for (const ValueId v : concat.inputs) {
+      Node* flatten = fits ? m.producer(v, "Flatten") : nullptr;
+      Node* pool = flatten && m.is_private(v) && flatten->integer("axis", 1) == 1 ? m.producer(flatten->inputs[0])
+                                                                                   : nullptr;
+      fits = pool && pool->op.ends_with("Pool") && pool->outputs.size() == 1 && m.is_private(flatten->inputs[0]) &&
+             (image == no_value || pool->inputs[0] == image);
+      if (!fits) break;
+      image = pool->inputs[0];
+      const TensorView& x = shapes.views[static_cast<std::size_t>(image)];
+      fits = x.type == DType::f32 && x.shape.rank() == 4;
+      if (!fits) break;
+      const bool average = pool->op.ends_with("AveragePool");
+      fits = average || pool->op.ends_with("MaxPool");
+      Index grid = 1;
+      if (fits && !pool->op.starts_with("Global")) {
+        const auto kernel = pool->integers("kernel_shape"), stride = pool->integers("strides", {1, 1});
+        fits = kernel.size() == 2 && stride.size() == 2 && !pool->find("pads") && !pool->find("auto_pad") &&
+               !pool->find("dilations") && !pool->find("ceil_mode") && stride[0] > 0 && x.shape[2] >= kernel[0];
+        if (!fits) break;
+        grid = (x.shape[2] - kernel[0]) / stride[0] + 1;
+        for (int a = 0; a < 2; ++a) {
+          const Index size = x.shape[a + 2], step = size / grid;
+          const auto u = static_cast<std::size_t>(a);
+          fits = fits && stride[u] == step && kernel[u] == size - step * (grid - 1);
+        }
+      }
+      if (!fits) break;
+      parts.push_back(average ? grid : -grid);
+      used.push_back(flatten);
+      used.push_back(pool);
+    }
+    if (!fits) continue;
+    for (Node* n : used) {
+      adopt(concat, *n);
+      drop(*n);
+    }
+    concat.op = "GridPool";
+    concat.domain = std::string(Operators::fused_domain);
+    concat.attributes.clear();
+    concat.set("parts", std::move(parts));
+    concat.inputs = {image};
+    m = Matcher(g);
+  }
+  erase_marked(g);
+}
+
 /// Rewrites convolutions, poolings and what stands between them to channels last, with transpositions at the edges.
 class ChannelsLast {
  public:
@@ -459,6 +515,11 @@ class ChannelsLast {
     const ValueId out = node.outputs[0];
     const int rank = shape(node.inputs[0]).rank();
     if (rank < 3 || rank > 5) return false;
+    if (node.op == "GridPool") {
+      node.inputs[0] = last(node.inputs[0]);
+      g_.nodes.push_back(std::move(node));
+      return true;
+    }
     if (node.op == "Conv" ||
         (node.op.ends_with("Pool") && shapes_.views[static_cast<std::size_t>(node.inputs[0])].type == DType::f32)) {
       node.inputs[0] = last(node.inputs[0]);

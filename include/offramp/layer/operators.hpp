@@ -175,6 +175,9 @@ class UserOperation final : public Operation {
 /// The operators that a loader knows: the built-in ones, and a user's own beside or instead of them.
 class Operators {
  public:
+  /// Of nodes that only the preparation makes; no file can name them.
+  static constexpr std::string_view fused_domain = "offramp.fused";
+
   /// Adds a user's operator under an ONNX op_type (any domain).
   template <UserOperator T>
   Operators& add(std::string name) {
@@ -187,6 +190,7 @@ class Operators {
   /// Builds the operator of `node`; raises an Error that names it where it is unknown or its attributes do not fit.
   std::unique_ptr<Operation> make(const Node& node, Index opset) const {
     if (const auto i = own_.find(node.op); i != own_.end()) return i->second(node, opset);
+    if (node.domain == fused_domain && node.op == "GridPool") return std::make_unique<GridPoolOperation>(node, opset);
     const OperatorInfo* info = is_standard(node) ? find_operator(node.op) : nullptr;
     if (!info) raise(Error("the operator is not supported", node.name, node.op, ""));
     return info->make(node, opset);

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <limits>
 #include <string>
+#include <vector>
 
 #include "offramp/kernel/pack.hpp"
 #include "offramp/layer/conv.hpp"
@@ -96,6 +97,12 @@ class PoolOperation final : public Operation {
         run.kernels.sum_rows(x.f32() + i * pixels * channels, y.as<float>() + i * channels, pixels, channels,
                              1 / static_cast<float>(pixels));
       }
+      return;
+    }
+    if (kind_ == Kind::max && channels_last_ && x.type == DType::f32) {
+      for (Index i = 0; i < batch; ++i)
+        run.kernels.pool_cell(x.f32() + i * pixels * channels, 0, 1, pixels, channels, nullptr,
+                              y.as<float>() + i * channels);
       return;
     }
     const Index step = channels_last_ ? channels : 1;
@@ -194,6 +201,105 @@ class PoolOperation final : public Operation {
   Window plan_;
   bool count_padding_, column_major_;
   double p_;
+};
+
+/// Average and maximum pooling of one image to several grids in one pass, flattened and put behind one another: what
+/// `passes::join_pools` makes of an exit head's poolings. Input [N, height, width, C]; output [N, features], for each
+/// part [C][cell] as the poolings it stands for had it.
+class GridPoolOperation final : public Operation {
+ public:
+  /// `parts`: the grid of each part, negative for a maximum; positive for an average.
+  GridPoolOperation(const Node& node, Index) : parts_(node.integers("parts")) {
+    for (const Index p : parts_) {
+      OFFRAMP_REQUIRE(p != 0, "a grid has no cells");
+      const Index g = p < 0 ? -p : p;
+      if (std::find(grids_.begin(), grids_.end(), g) == grids_.end()) grids_.push_back(g);
+      is_average_ = is_average_ || p > 0;
+      is_maximum_ = is_maximum_ || p < 0;
+    }
+    std::sort(grids_.rbegin(), grids_.rend());
+  }
+
+  void infer(std::span<const TensorView> in, std::span<TensorView> out) const override {
+    const TensorView& x = float_input(in, 0);
+    require_rank(x, 4, 4, "input");
+    Index features = 0;
+    for (const Index p : parts_) features += p * p * x.shape[3];
+    for (const Index g : grids_)
+      OFFRAMP_REQUIRE(x.shape[1] >= g && x.shape[2] >= g, "input " + x.shape.text() + " is smaller than its grid");
+    set_output(out[0], DType::f32, {x.shape[0], features});
+  }
+  Cost cost(std::span<const TensorView> in, std::span<const TensorView>) const noexcept override {
+    return Cost::plain(in[0].count() * (Index{is_average_} + Index{is_maximum_}));
+  }
+  std::size_t scratch_bytes(std::span<const TensorView> in, std::span<const TensorView>) const noexcept override {
+    Index cells = 0;
+    for (const Index g : grids_) cells += g * g;
+    return static_cast<std::size_t>(2 * cells * in[0].shape[3] + 16) * sizeof(float);
+  }
+  std::string algorithm() const override { return "one pass"; }
+
+  bool forward(const OperationRun& run) const noexcept override {
+    const TensorView &x = run.in[0], &y = run.out[0];
+    const Index h = x.shape[1], w = x.shape[2], c = x.shape[3], features = y.shape[1];
+    for (Index i = 0; i < x.shape[0]; ++i) {
+      const float* image = x.f32() + i * h * w * c;
+      float* cells = reinterpret_cast<float*>(run.scratch);  // of each grid: sums, then maxima, [cell][channel]
+      for (const Index g : grids_) {
+        float *sum = cells, *largest = cells + g * g * c;
+        const bool divides = g < grids_.front() && grids_.front() % g == 0 && h % grids_.front() == 0 &&
+                             w % grids_.front() == 0;
+        if (divides) {
+          combine(reinterpret_cast<const float*>(run.scratch), grids_.front(), g, c, sum, largest, run.kernels);
+        } else {
+          const GridCells down(h, g), across(w, g);
+          for (Index k = 0; k < g * g; ++k) {
+            const float* first = image + (k / g * down.stride * w + k % g * across.stride) * c;
+            run.kernels.pool_cell(first, w * c, down.size, across.size, c, is_average_ ? sum + k * c : nullptr,
+                                  is_maximum_ ? largest + k * c : nullptr);
+          }
+        }
+        write(g, h, w, c, sum, largest, y.as<float>() + i * features);
+        cells += 2 * g * g * c;
+      }
+    }
+    return true;
+  }
+
+ private:
+  struct GridCells {
+    Index stride, size;
+    GridCells(Index n, Index cells) noexcept : stride(n / cells), size(n - stride * (cells - 1)) {}
+  };
+
+  // A coarse grid from the cells of a fine one that it divides.
+  void combine(const float* fine, Index from, Index to, Index c, float* sum, float* largest,
+               const kernel::Kernels& kernels) const noexcept {
+    const Index ratio = from / to;
+    for (Index k = 0; k < to * to; ++k) {
+      const Index first = (k / to * ratio * from + k % to * ratio) * c;
+      kernels.pool_cell(fine + first, from * c, ratio, ratio, c, is_average_ ? sum + k * c : nullptr, nullptr);
+      if (is_maximum_)
+        kernels.pool_cell(fine + from * from * c + first, from * c, ratio, ratio, c, nullptr, largest + k * c);
+    }
+  }
+  void write(Index g, Index h, Index w, Index c, const float* sum, const float* largest, float* out) const noexcept {
+    const GridCells down(h, g), across(w, g);
+    const float scale = 1 / static_cast<float>(down.size * across.size);
+    for (const Index p : parts_) {
+      if (p == g || p == -g) {
+        const float* from = p > 0 ? sum : largest;
+        const float factor = p > 0 ? scale : 1;
+        for (Index k = 0; k < g * g; ++k) {
+          for (Index i = 0; i < c; ++i) out[i * g * g + k] = from[k * c + i] * factor;
+        }
+      }
+      out += p * p * c;
+    }
+  }
+
+  std::vector<Index> parts_, grids_;  // grids from fine to coarse
+  bool is_average_ = false, is_maximum_ = false;
 };
 
 }  // namespace offramp
