@@ -44,24 +44,26 @@ inline json threshold_json(const std::vector<float>& t) {
   return all;
 }
 
+inline json certificate_json(const offramp::Certificate& c) {
+  return {{"risk", c.risk == offramp::Risk::disagreement ? "disagreement" : "accuracy drop"},
+          {"epsilon", c.epsilon},
+          {"delta", c.delta},
+          {"n", c.n},
+          {"lost", c.lost},
+          {"won", c.won},
+          {"observed", c.observed()},
+          {"bound", c.bound},
+          {"p_value", c.p_value}};
+}
+
 inline json to_json(const offramp::CacheResult& r) {
-  const auto& c = r.certified.certificate;
   json j = {{"has_exits", r.has_exits},
             {"reason", r.reason},
             {"policy", r.policy},
             {"seconds", r.seconds},
             {"peak_memory_bytes", peak_memory()},
             {"samples", {{"fitted", r.fitted}, {"selected", r.selected}, {"calibrated", r.calibrated}}},
-            {"calibration",
-             {{"risk", c.risk == offramp::Risk::disagreement ? "disagreement" : "accuracy drop"},
-              {"epsilon", c.epsilon},
-              {"delta", c.delta},
-              {"n", c.n},
-              {"lost", c.lost},
-              {"won", c.won},
-              {"observed", c.observed()},
-              {"bound", c.bound},
-              {"p_value", c.p_value}}},
+            {"calibration", certificate_json(r.calibration.certificate)},
             {"exits", json::array()},
             {"tried", json::array()},
             {"policies", json::object()}};
@@ -82,7 +84,7 @@ inline json to_json(const offramp::CacheResult& r) {
                           {"cost", t.head_share},
                           {"agreement", t.agreement},
                           {"chosen", t.chosen}});
-  for (const auto& [name, value] : r.policies) j["policies"][name] = value;
+  for (const auto& [name, value] : r.calibration.selection.tried) j["policies"][name] = value;
   return j;
 }
 
@@ -91,7 +93,7 @@ inline void print(const offramp::CacheResult& r) {
   for (const auto& t : r.tried)
     std::printf("%-40s %-22s %8s %8s %10s%s\n", t.place.c_str(), t.head.c_str(), percent(t.place_share, 1).c_str(),
                 percent(t.head_share, 1).c_str(), percent(t.agreement, 2).c_str(), t.chosen ? "  *" : "");
-  for (const auto& [name, value] : r.policies)
+  for (const auto& [name, value] : r.calibration.selection.tried)
     std::printf("confidence %-28s held-out price with fine %.4f\n", name.c_str(), value);
   if (!r.has_exits) {
     std::printf("\nno exits: %s\n", r.reason.c_str());
@@ -102,7 +104,7 @@ inline void print(const offramp::CacheResult& r) {
     std::printf("%-10s %-40s %-22s %9s %10s\n", e.name.c_str(), e.place.c_str(), e.head.c_str(),
                 percent(e.share, 1).c_str(), percent(e.accuracy, 2).c_str());
   std::printf("\ncertificate: %s\n%ld samples trained the heads, %ld chose, %ld certified; %.1f s\n",
-              text_of(r.certified.certificate).c_str(), static_cast<long>(r.fitted), static_cast<long>(r.selected),
+              text_of(r.calibration.certificate).c_str(), static_cast<long>(r.fitted), static_cast<long>(r.selected),
               static_cast<long>(r.calibrated), r.seconds);
 }
 

@@ -212,52 +212,106 @@ int eval(const Common& c, const std::string& spec, std::string policy, int threa
   return 0;
 }
 
-int calibrate(const Common& c, const std::string& spec, std::optional<double> drop, std::optional<double> budget,
-              const std::string& output, bool use_labels) {
+struct CalibrateCommand {
+  std::string data, output;
+  std::optional<double> disagreement, drop, budget, confidence;
+  std::vector<std::string> kinds;
+  bool per_class = false;
+  std::uint64_t seed = 0;
+};
+
+/// A policy kind from its name, with `-` for each blank.
+offramp::PolicyKind policy_kind(const std::string& name) {
+  using offramp::PolicyKind;
+  for (const PolicyKind k : {PolicyKind::max_probability, PolicyKind::max_probability_per_class, PolicyKind::ensemble,
+                             PolicyKind::gate, PolicyKind::ensemble_gate}) {
+    std::string known(name_of(k));
+    std::replace(known.begin(), known.end(), ' ', '-');
+    if (known == name) return k;
+  }
+  offramp::raise("confidence '" + name + "' is unknown");
+}
+
+int calibrate(const Common& c, const CalibrateCommand& o) {
   const Model m = c.load();
   require_exits(m);
   OFFRAMP_REQUIRE(m.exit_count() > 1, "the network has no early exit to calibrate");
-  const Data data = read_data(spec);
+  const Data data = read_data(o.data);
   check_data(m, data);
   Progress progress("recording", data.count());
-  const auto records =
-      offramp::record_exits(m, offramp::MaxProbability{offramp::Thresholds(1.0f)}, data.samples,
-                            use_labels ? std::span<const Index>(data.labels) : std::span<const Index>(),
-                            [&](Index done) { progress.at(done); });
-  offramp::CalibrationTarget target;
-  if (drop) target.max_accuracy_drop = *drop / 100;
-  target.budget = budget;
-  const auto best = offramp::calibrate_thresholds(records, target);
-  const std::string policy = offramp::policy_text("max-probability", best.thresholds);
-  if (!output.empty()) offramp::save_onnx(m, output, offramp::ExitForm::outputs, {{"offramp.policy", policy}});
-  const double saving = 1 - best.outcome.mean_flops / best.full.mean_flops;
+  const offramp::ExitScores all = offramp::record_scores(
+      m, data.samples, o.drop ? std::span<const Index>(data.labels) : std::span<const Index>(),
+      [&](Index done) { progress.at(done); });
+  offramp::ExitCalibrationOptions options;
+  options.per_class = o.per_class;
+  options.target.budget = o.budget;
+  if (o.disagreement) options.target.epsilon = *o.disagreement / 100;
+  if (o.drop) {
+    options.target.risk = offramp::Risk::accuracy_drop;
+    options.target.epsilon = *o.drop / 100;
+  }
+  for (const std::string& k : o.kinds) options.kinds.push_back(policy_kind(k));
+  offramp::ExitCalibration r;
+  if (o.confidence) {
+    options.delta = 1 - *o.confidence;
+    const auto [first, second] = offramp::split_samples(all.samples, options.select_share, o.seed);
+    r = offramp::calibrate_exits(offramp::keep_samples(all, first), offramp::keep_samples(all, second), options);
+  } else {
+    r = offramp::calibrate_exits(all, all, options);
+  }
+  const std::string policy =
+      r.has_exits ? policy_text_of(r.selection.kind, r.selection.gate, r.thresholds, m.class_count()) : "never";
+  std::string names;
+  for (const Index k : r.selection.exits) names += m.exits()[static_cast<std::size_t>(k)].name + ",";
+  names += m.exits().back().name;
+  OFFRAMP_REQUIRE(r.has_exits || !o.budget, "no thresholds reach the target");
+  if (!o.output.empty()) {
+    std::map<std::string, std::string> metadata{{"offramp.policy", policy}};
+    if (r.has_exits) metadata["offramp.exits"] = names;
+    if (r.has_exits && options.delta) metadata["offramp.certificate"] = text_of(r.certificate);
+    offramp::save_onnx(m, o.output, offramp::ExitForm::outputs, metadata);
+  }
+  const double saving = 1 - r.outcome.mean_flops / r.full.mean_flops;
+  const std::string reason =
+      r.has_exits ? ""
+      : options.delta && !r.selection.exits.empty()
+          ? offramp::refusal_of({options.target.risk, options.target.epsilon, *options.delta, false}, r.certified)
+          : "no exit pays for itself at this risk";
   if (c.as_json) {
     json exits = json::array();
-    for (std::size_t k = 0; k < m.exits().size(); ++k) {
-      const bool last = k + 1 == m.exits().size();
-      exits.push_back({{"name", m.exits()[k].name},
-                       {"threshold", last || std::isinf(best.thresholds[k]) ? json(nullptr) : json(best.thresholds[k])},
-                       {"share", best.outcome.shares[k]},
-                       {"accuracy", best.outcome.accuracies[k]}});
+    for (std::size_t k = 0; r.has_exits && k <= r.selection.exits.size(); ++k) {
+      const bool last = k == r.selection.exits.size();
+      const std::size_t groups = r.thresholds.size() / r.selection.exits.size();
+      const auto from = r.thresholds.begin() + static_cast<std::ptrdiff_t>(k * groups);
+      exits.push_back(
+          {{"name", last ? m.exits().back().name : m.exits()[static_cast<std::size_t>(r.selection.exits[k])].name},
+           {"threshold", last ? json(nullptr) : threshold_json({from, from + static_cast<std::ptrdiff_t>(groups)})},
+           {"share", r.outcome.shares[k]},
+           {"accuracy", r.outcome.accuracies[k]}});
     }
-    std::cout << json{{"policy", policy},
-                      {"samples", records.samples},
-                      {"accuracy", best.outcome.accuracy},
-                      {"full", {{"accuracy", best.full.accuracy}}},
-                      {"flops",
-                       {{"mean", best.outcome.mean_flops}, {"full", best.full.mean_flops}, {"saving", saving}}},
-                      {"exits", exits}}
-                     .dump(2)
-              << '\n';
+    json j = {{"policy", policy},
+              {"reason", reason},
+              {"samples", {{"selected", r.selected}, {"certified", r.certified}}},
+              {"accuracy", r.outcome.accuracy},
+              {"full", {{"accuracy", r.full.accuracy}}},
+              {"flops", {{"mean", r.outcome.mean_flops}, {"full", r.full.mean_flops}, {"saving", saving}}},
+              {"exits", exits}};
+    if (options.delta) j["calibration"] = certificate_json(r.certificate);
+    std::cout << j.dump(2) << '\n';
     return 0;
   }
-  std::printf(
-      "policy    %s\naccuracy  %s, full network %s (on the %ld samples that chose the thresholds)\nFLOPs     %s of %s, "
-      "saved %s\n",
-      policy.c_str(), percent(best.outcome.accuracy).c_str(), percent(best.full.accuracy).c_str(),
-      static_cast<long>(records.samples), engineering(best.outcome.mean_flops).c_str(),
-      engineering(best.full.mean_flops).c_str(), percent(saving, 1).c_str());
-  if (!output.empty()) std::printf("written   %s\n", output.c_str());
+  const bool labelled = o.drop.has_value();
+  std::printf("policy     %s\n%s  %s, full network %s\nFLOPs      %s of %s, saved %s\n", policy.c_str(),
+              labelled ? "accuracy " : "agreement", percent(r.outcome.accuracy).c_str(),
+              percent(r.full.accuracy).c_str(), engineering(r.outcome.mean_flops).c_str(),
+              engineering(r.full.mean_flops).c_str(), percent(saving, 1).c_str());
+  if (!reason.empty()) std::printf("no exits:  %s\n", reason.c_str());
+  if (r.has_exits && options.delta)
+    std::printf("certificate: %s\n", text_of(r.certificate).c_str());
+  else
+    std::printf("on the %ld samples that chose; nothing is guaranteed for others (use --confidence)\n",
+                static_cast<long>(r.selected));
+  if (!o.output.empty()) std::printf("written    %s\n", o.output.c_str());
   return 0;
 }
 
@@ -400,18 +454,26 @@ int main(int argc, char** argv) {
 
   CLI::App* calibrate_command =
       command("calibrate", "Chooses the thresholds of all exits from data and writes them into the file");
-  std::optional<double> drop, budget;
-  bool no_labels = false;
-  calibrate_command->add_option("--data", spec, "the data set, apart from the one that accuracy is reported on")
+  CalibrateCommand cal;
+  calibrate_command->add_option("--data", cal.data, "the data set, apart from the one that accuracy is reported on")
       ->required();
   auto* target = calibrate_command->add_option_group("target", "exactly one of");
-  target->add_option("--max-accuracy-drop", drop, "percentage points that the accuracy may fall by")
+  target->add_option("--max-accuracy-drop", cal.drop, "percentage points that the accuracy may fall by; reads labels")
       ->check(CLI::Range(0.0, 100.0));
-  target->add_option("--flops-budget", budget, "mean nominal FLOPs of a sample")->check(CLI::PositiveNumber);
+  target->add_option("--max-disagreement", cal.disagreement,
+                     "answers in a hundred that may differ from the full network's; reads no labels")
+      ->check(CLI::Range(0.0, 100.0));
+  target->add_option("--flops-budget", cal.budget, "mean nominal FLOPs of a sample")->check(CLI::PositiveNumber);
   target->require_option(1);
-  calibrate_command->add_option("--output", output, "the network with its thresholds, an ONNX file");
-  calibrate_command->add_flag("--agreement", no_labels,
-                              "use no labels: an answer is right where it is the full network's");
+  calibrate_command->add_option("--confidence", cal.confidence,
+                                "certify: choose by two fifths of the samples and prove by the others")
+      ->check(CLI::Range(0.5, 0.99999));
+  calibrate_command->add_flag("--per-class", cal.per_class, "the risk is to hold within each class, too");
+  calibrate_command->add_option("--kind", cal.kinds,
+                                "kinds of confidence to choose from: max-probability, max-probability-per-class, "
+                                "ensemble, gate, ensemble-of-gates (default: all)");
+  calibrate_command->add_option("--seed", cal.seed, "of the split")->capture_default_str();
+  calibrate_command->add_option("--output", cal.output, "the network with its policy, an ONNX file");
 
   CLI::App* cache_command = command(
       "cache", "Puts exits on a pretrained network: trains heads without labels, chooses, certifies and saves");
@@ -472,7 +534,7 @@ int main(int argc, char** argv) {
     if (*inspect_command) return inspect(c);
     if (*run_command) return run(c, inputs, folder);
     if (*eval_command) return eval(c, spec, policy, threads, batch, report_path);
-    if (*calibrate_command) return calibrate(c, spec, drop, budget, output, !no_labels);
+    if (*calibrate_command) return calibrate(c, cal);
     if (*cache_command) return cache(c, k);
     if (*save_command) return save(c, output, nested);
     if (*bench_command) return bench(c, batch, threads, seconds, per_layer);

@@ -18,8 +18,8 @@
 #include <utility>
 #include <vector>
 
-#include "offramp/cache/select.hpp"
 #include "offramp/calibrate/certificate.hpp"
+#include "offramp/calibrate/select.hpp"
 #include "offramp/exit/designs.hpp"
 #include "offramp/fit/train.hpp"
 #include "offramp/graph/attach.hpp"
@@ -41,7 +41,8 @@ struct CacheOptions {
   Objective objective = Objective::flops;
   PlaceOptions places;
   ModelOptions model;
-  fit::TrainOptions explore, refine;     ///< all candidates; then the chosen heads, for the samples that reach them
+  /// All candidates; then the chosen heads, for the samples that reach them. 0 epochs: as many as suit the data.
+  fit::TrainOptions explore, refine;
   bool read_earlier = false;             ///< heads also read the exit before (Wołczyk et al. 2021)
   bool augment = true;                   ///< shift and mirror images while training
   double fit_share = 0.5;                ///< of the samples, to train on; a tenth of them is held out
@@ -51,8 +52,7 @@ struct CacheOptions {
   int threads = 1;
 
   CacheOptions() {
-    explore.epochs = 8;
-    refine.epochs = 20;
+    explore.epochs = refine.epochs = 0;
     refine.rate = 2e-3f;
   }
 };
@@ -89,11 +89,9 @@ struct CacheResult {
   bool has_exits = false;
   std::string reason;   ///< why there are no exits
   std::string policy;
-  CertifiedThresholds certified;
+  ExitCalibration calibration;
   std::vector<CachedExit> exits;
   std::vector<TriedHead> tried;
-  std::vector<ThresholdSetting> path;   ///< the trade-off, strict to lax, on the samples that chose it
-  std::vector<std::pair<std::string, double>> policies;  ///< each kind's held-out price, as a share of the full network
   Index fitted = 0, selected = 0, calibrated = 0;        ///< samples of each part
   double seconds = 0;
 };
@@ -320,6 +318,8 @@ class Cacher {
         heads.push_back(std::move(h));
       }
     }
+    options_.explore.epochs = epochs_for(options_.explore.epochs, 40e3, 3, 40);
+    options_.refine.epochs = epochs_for(options_.refine.epochs, 180e3, 8, 120);
     train(backbone, heads, augmentation, options_.explore, "training " + std::to_string(heads.size()) + " heads");
 
     // The set of heads that is cheapest at the target.
@@ -370,27 +370,15 @@ class Cacher {
     for (const fit::PlacedHead& h : refined) chosen.push_back({h.place, h.head->write(), h.earlier});
     scores = record(chosen, select_, select_labels_, "choosing the policy");
     sharpen(chosen, scores);
-    const Selection best = choose_policy(scores, target());
-    r.policies = best.tried;
-    if (best.exits.empty()) return "no exit pays for itself at this risk";
-
-    // Thresholds in order of risk, and the certificate from data that nothing has seen yet.
-    const ExitScores selected = keep_exits(scores, best.exits);
-    const JudgedTarget judged(best.kind, best.gate, selected, target());
-    r.path = threshold_path(judged.agreement, 240);
-    const ExitScores fresh = keep_exits(record(chosen, certify_, certify_labels_, "certifying"), best.exits);
-    const JudgedTarget certified(best.kind, best.gate, fresh, target());
-    if (options_.budget) {
-      const ThresholdSetting* s = at_target(r.path, judged, target());
-      OFFRAMP_REQUIRE(s != nullptr, "no thresholds keep to the budget");
-      r.certified = certified_alone(certified.agreement, s->thresholds, options_.certificate.delta);
-    } else {
-      r.certified = certify_thresholds(certified.for_risk(), r.path, options_.certificate);
-    }
-    if (!r.certified.has_exits) return refusal_of(options_.certificate, r.calibrated);
-    if (r.certified.outcome.mean_price >= full_outcome(certified.agreement).mean_price)
-      return "no exit pays for itself at this risk";
-    write(r, best, chosen, selected);
+    const ExitScores fresh = record(chosen, certify_, certify_labels_, "certifying");
+    ExitCalibrationOptions how;
+    how.target = target();
+    how.delta = options_.certificate.delta;
+    how.per_class = options_.certificate.per_class;
+    r.calibration = calibrate_exits(scores, fresh, how);
+    if (r.calibration.selection.exits.empty()) return "no exit pays for itself at this risk";
+    if (!r.calibration.has_exits) return refusal_of(options_.certificate, r.calibrated);
+    write(r, chosen, scores);
     return {};
   }
 
@@ -420,6 +408,13 @@ class Cacher {
     }
     a.mirror = a.height > 0 && 10 * same >= 9 * n;
     return a;
+  }
+
+  /// Epochs in which so many samples are seen.
+  Index epochs_for(Index given, double seen, Index least, Index most) const noexcept {
+    if (given > 0) return given;
+    const auto n = static_cast<double>(std::max<Index>(1, static_cast<Index>(fit_.size()) / size_));
+    return std::clamp(static_cast<Index>(std::lround(seen / n)), least, most);
   }
 
   void train(const fit::Backbone& backbone, std::vector<fit::PlacedHead>& heads, const fit::Augmentation& augmentation,
@@ -521,7 +516,10 @@ class Cacher {
     }
   }
 
-  void write(CacheResult& r, const Selection& best, const std::vector<Chosen>& chosen, const ExitScores& selected) {
+  void write(CacheResult& r, const std::vector<Chosen>& chosen, const ExitScores& scores) const {
+    const Selection& best = r.calibration.selection;
+    const ExitCalibration& c = r.calibration;
+    const ExitScores selected = keep_exits(scores, best.exits);
     const bool linked = std::any_of(chosen.begin(), chosen.end(), [](const Chosen& c) { return c.earlier >= 0; });
     std::vector<Chosen> heads;
     for (std::size_t i = 0; i < chosen.size(); ++i) {
@@ -536,21 +534,21 @@ class Cacher {
       e.name = r.graph[r.graph.outputs[at]].name;
       e.place = places_[heads[at].place].name;
       e.head = heads[at].head.name;
-      const auto groups = r.certified.thresholds.size() / best.exits.size();
-      e.thresholds.assign(r.certified.thresholds.begin() + static_cast<std::ptrdiff_t>(k * groups),
-                          r.certified.thresholds.begin() + static_cast<std::ptrdiff_t>((k + 1) * groups));
-      e.share = r.certified.outcome.shares[k];
-      e.accuracy = r.certified.outcome.accuracies[k];
+      const auto groups = c.thresholds.size() / best.exits.size();
+      e.thresholds.assign(c.thresholds.begin() + static_cast<std::ptrdiff_t>(k * groups),
+                          c.thresholds.begin() + static_cast<std::ptrdiff_t>((k + 1) * groups));
+      e.share = c.outcome.shares[k];
+      e.accuracy = c.outcome.accuracies[k];
       e.stage = selected.stages[k];
       e.head_cost = selected.heads[k];
       names += e.name + ",";
       r.exits.push_back(std::move(e));
     }
     names += r.graph[r.graph.outputs.back()].name;
-    r.policy = policy_text_of(best.kind, best.gate, r.certified.thresholds, classes_);
+    r.policy = policy_text_of(best.kind, best.gate, c.thresholds, classes_);
     r.graph.metadata["offramp.policy"] = r.policy;
     r.graph.metadata["offramp.exits"] = names;
-    r.graph.metadata["offramp.certificate"] = text_of(r.certified.certificate);
+    r.graph.metadata["offramp.certificate"] = text_of(c.certificate);
   }
 
   CacheOptions options_;

@@ -297,22 +297,45 @@ void search_thresholds(const ExitRecords& r, int fines, Consider&& consider) {
 
 }  // namespace detail
 
-/// Settings from strict to lax: local minima of mean price plus a fine for each wrong answer, for fines that fall, each
-/// found from the one before, so that neighbours are alike. The price falls along the path.
+/// Settings from strict to lax. First local minima of mean price plus a fine for each wrong answer, for fines that fall,
+/// each found from the one before; they lie on a convex curve, so the gaps between them are filled: for numbers of
+/// wrong answers that grow, what is left of them is spent where it saves most. The price falls along the path.
 inline std::vector<ThresholdSetting> threshold_path(const ExitRecords& r, int fines = 160) {
   detail::ThresholdSearch search(r);
+  const auto n = static_cast<double>(r.samples);
+  const auto wrong = [&](const ThresholdSetting& s) {
+    return static_cast<Index>(std::llround((1 - s.outcome.accuracy) * n));
+  };
+  std::vector<ThresholdSetting> hull;
   std::vector<float> at = search.all_off();
-  std::vector<ThresholdSetting> path;
   constexpr double least = 0.05, most = 3000;
   const double ratio = std::pow(most / least, 1.0 / std::max(1, fines - 1));
   double fine = most;
   for (int i = 0; i < fines; ++i, fine /= ratio) {
     search.descend(at, fine);
-    if (!path.empty() && path.back().thresholds == at) continue;
-    Outcome o = apply_thresholds(r, at);
-    if (!path.empty() && o.mean_price >= path.back().outcome.mean_price) continue;
-    path.push_back({at, std::move(o)});
+    if (hull.empty() || hull.back().thresholds != at) hull.push_back({at, apply_thresholds(r, at)});
   }
+  std::vector<ThresholdSetting> path;
+  const auto add = [&](const std::vector<float>& thresholds) {
+    Outcome o = apply_thresholds(r, thresholds);
+    if (path.empty() || o.mean_price < path.back().outcome.mean_price) path.push_back({thresholds, std::move(o)});
+  };
+  const Index limit = hull.empty() ? 0 : wrong(hull.back());
+  const double growth = std::pow(2.0, 8.0 / std::max(8, fines));
+  std::size_t next = 0;
+  at = search.all_off();
+  for (double w = 0; w <= static_cast<double>(limit); w = std::max(w + 1, w * growth)) {
+    const auto allowed = static_cast<Index>(w);
+    while (next < hull.size() && wrong(hull[next]) <= allowed) ++next;
+    // From the last setting of the path, and from the curve's.
+    std::vector<float> other = next > 0 ? hull[next - 1].thresholds : at;
+    search.spend(at, allowed);
+    search.spend(other, allowed);
+    const Outcome a = apply_thresholds(r, at), b = apply_thresholds(r, other);
+    if (b.mean_price < a.mean_price) at = std::move(other);
+    add(at);
+  }
+  if (!hull.empty()) add(hull.back().thresholds);
   return path;
 }
 

@@ -12,7 +12,8 @@
 namespace offramp {
 
 /// Replaces the probabilities by the weighted geometric mean of all exits so far, then asks another policy (Zero Time
-/// Waste, Wołczyk et al., NeurIPS 2021, section 3.2, without its learned class weights).
+/// Waste, Wołczyk et al., NeurIPS 2021, section 3.2, without its learned class weights). At the last exit the network's
+/// own answer stands, so that a sample that goes all the way is answered as without exits.
 template <ExitPolicy P>
 struct Ensemble {
   static constexpr bool looks_back = true;
@@ -23,7 +24,7 @@ struct Ensemble {
     const Index classes = c.class_count();
     float total = 0;
     for (Index e = 0; e <= c.exit; ++e) total += c.has(e) ? weight(e) : 0;
-    if (total > 0 && c.exit > 0) {
+    if (total > 0 && c.exit > 0 && c.exit + 1 < c.exit_count) {
       float largest = -INFINITY, sum = 0;
       for (Index k = 0; k < classes; ++k) {
         float log_mean = 0;

@@ -8,6 +8,7 @@
 #include <limits>
 #include <numeric>
 #include <optional>
+#include <random>
 #include <span>
 #include <string>
 #include <string_view>
@@ -299,6 +300,142 @@ inline Selection choose_policy(const ExitScores& scores, const SelectionTarget& 
   if (least >= 1) best.exits.clear();
   if (!best.exits.empty()) best.gate = gate_for(best.kind, keep_exits(scores, best.exits));
   return best;
+}
+
+/// A risk as cross-validation estimates it.
+struct ValidatedRisk {
+  double mean = 0, standard_error = 0;
+};
+
+/// The risk of each setting of a path that was found by `truth` on these samples, by five-fold cross-validation. Settings
+/// of the folds' paths are matched by the share of wrong answers on the samples that found them: what a path promises of
+/// its own samples is more than it keeps for others, and the folds tell how much more.
+inline std::vector<ValidatedRisk> validated_risks(const std::vector<ThresholdSetting>& path, const ExitScores& scores,
+                                                  PolicyKind kind, Risk risk, Truth truth) {
+  constexpr Index folds = 5;
+  std::vector<Index> lost(path.size(), 0), won(path.size(), 0);
+  for (Index f = 0; f < folds; ++f) {
+    std::vector<Index> learn, check;
+    for (Index i = 0; i < scores.samples; ++i) (i % folds == f ? check : learn).push_back(i);
+    const ExitScores a = keep_samples(scores, learn), b = keep_samples(scores, check);
+    const Gate gate = gate_for(kind, a);
+    const auto own = threshold_path(judge_with(kind, gate, a, truth), 120);
+    const ExitRecords unknown =
+        judge_with(kind, gate, b, risk == Risk::accuracy_drop ? Truth::labels : Truth::full_network);
+    std::size_t at = 0, judged_at = own.size();
+    detail::Losses losses;
+    for (std::size_t i = 0; i < path.size() && !own.empty(); ++i) {
+      while (at + 1 < own.size() && own[at + 1].outcome.accuracy >= path[i].outcome.accuracy - 1e-12) ++at;
+      if (at != judged_at) losses = detail::losses_of(unknown, own[at].thresholds, risk, false), judged_at = at;
+      lost[i] += losses.all.lost;
+      won[i] += losses.all.won;
+    }
+  }
+  // Isotonic regression: along a path the risk grows, and what shrinks in the estimate is noise.
+  struct Block {
+    double lost, changed;
+    std::size_t count;
+    double mean() const noexcept { return lost / static_cast<double>(count); }
+  };
+  std::vector<Block> blocks;
+  for (std::size_t i = 0; i < path.size(); ++i) {
+    blocks.push_back({static_cast<double>(lost[i] - won[i]), static_cast<double>(lost[i] + won[i]), 1});
+    while (blocks.size() > 1 && blocks[blocks.size() - 2].mean() >= blocks.back().mean()) {
+      Block& into = blocks[blocks.size() - 2];
+      into.lost += blocks.back().lost, into.changed += blocks.back().changed, into.count += blocks.back().count;
+      blocks.pop_back();
+    }
+  }
+  std::vector<ValidatedRisk> risks;
+  const auto n = static_cast<double>(std::max<Index>(1, scores.samples));
+  for (const Block& b : blocks)
+    risks.insert(risks.end(), b.count, {b.mean() / n, std::sqrt(b.changed / static_cast<double>(b.count)) / n});
+  return risks;
+}
+
+namespace detail {
+
+/// The last setting of a path whose risk, by cross-validation, is as allowed, up to a quarter of a standard error.
+inline const ThresholdSetting* at_validated_target(const std::vector<ThresholdSetting>& path, const ExitScores& scores,
+                                                   PolicyKind kind, const SelectionTarget& target) {
+  const std::vector<ValidatedRisk> risks = validated_risks(path, scores, kind, target.risk, Truth::full_network);
+  const ThresholdSetting* best = nullptr;
+  for (std::size_t i = 0; i < path.size(); ++i) {
+    if (risks[i].mean <= target.epsilon + risks[i].standard_error / 4) best = &path[i];
+  }
+  return best;
+}
+
+}  // namespace detail
+
+/// How the exits that a network has are calibrated.
+struct ExitCalibrationOptions {
+  SelectionTarget target;
+  std::optional<double> delta;        ///< certify, on a part of the samples that chooses nothing
+  bool per_class = false;
+  double select_share = 0.4;          ///< of the samples, to choose by, where there is a certificate
+  std::vector<PolicyKind> kinds;      ///< empty: all
+};
+
+struct ExitCalibration {
+  Selection selection;
+  std::vector<ThresholdSetting> path;  ///< strict to lax, on the samples that chose
+  std::vector<float> thresholds;       ///< of the exits of the selection
+  Outcome outcome, full;               ///< on the samples that certify, or else on those that chose
+  Certificate certificate;
+  bool has_exits = false;
+  Index selected = 0, certified = 0;  ///< samples
+};
+
+/// Chooses exits, confidence and thresholds for a target from some samples and, with a delta, certifies them on others.
+inline ExitCalibration calibrate_exits(const ExitScores& select, const ExitScores& certify,
+                                       const ExitCalibrationOptions& options) {
+  ExitCalibration r;
+  r.selected = select.samples, r.certified = options.delta ? certify.samples : 0;
+  r.selection = choose_policy(select, options.target, options.kinds);
+  const Selection& s = r.selection;
+  const JudgedTarget chosen(s.kind, s.gate, keep_exits(select, s.exits), options.target);
+  r.outcome = r.full = full_outcome(chosen.for_risk());
+  r.thresholds.assign(static_cast<std::size_t>(chosen.agreement.exits - 1) *
+                          static_cast<std::size_t>(chosen.agreement.groups),
+                      std::numeric_limits<float>::infinity());
+  if (s.exits.empty()) return r;
+  r.path = threshold_path(chosen.agreement, 240);
+  const ThresholdSetting* best = options.target.budget
+                                     ? detail::at_target(r.path, chosen, options.target)
+                                     : detail::at_validated_target(r.path, keep_exits(select, s.exits), s.kind,
+                                                                   options.target);
+  if (options.delta) {
+    const JudgedTarget fresh(s.kind, s.gate, keep_exits(certify, s.exits), options.target);
+    CertifiedThresholds c;
+    if (!options.target.budget) {
+      CertificateOptions o{options.target.risk, options.target.epsilon, *options.delta, options.per_class};
+      c = certify_thresholds(fresh.for_risk(), r.path, o);
+    } else if (best) {
+      c = certified_alone(fresh.agreement, best->thresholds, *options.delta);
+    }
+    r.full = full_outcome(fresh.for_risk());
+    r.outcome = r.full;
+    r.certificate = c.certificate;
+    r.has_exits = c.has_exits && c.outcome.mean_price < r.full.mean_price;
+    if (r.has_exits) r.thresholds = c.thresholds, r.outcome = c.outcome;
+  } else if (best && has_early_exits(best->thresholds) && best->outcome.mean_price < r.full.mean_price) {
+    r.has_exits = true;
+    r.thresholds = best->thresholds;
+    r.outcome = apply_thresholds(chosen.for_risk(), r.thresholds);
+  }
+  return r;
+}
+
+/// Splits samples at random into those that choose and those that certify.
+inline std::pair<std::vector<Index>, std::vector<Index>> split_samples(Index samples, double first_share,
+                                                                       std::uint64_t seed) {
+  std::vector<Index> order(static_cast<std::size_t>(samples));
+  std::iota(order.begin(), order.end(), Index{0});
+  std::mt19937_64 random(seed);
+  std::shuffle(order.begin(), order.end(), random);
+  const auto cut = order.begin() + static_cast<std::ptrdiff_t>(first_share * static_cast<double>(samples));
+  return {{order.begin(), cut}, {cut, order.end()}};
 }
 
 }  // namespace offramp
