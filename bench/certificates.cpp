@@ -1,10 +1,10 @@
 // How often a certificate holds: certificates MODEL.onnx DATA [SPLITS] [N]
 //
-// SPLITS times (1,000) the samples are split at random: 2,000 choose the confidence and the path of thresholds, N
-// (5,000) certify, and the rest says what the risk really is. A violation is a risk on the rest, corrected for nothing,
-// above epsilon; since the rest is a finite sample itself, a violation is also counted only where the rest contradicts
-// the certificate at the same level. Prints for each risk, epsilon and delta the share of violations of both kinds, the
-// mean risk over epsilon, and the FLOPs saved.
+// SPLITS times (1,000) the samples are split at random: 2,000 choose the path of thresholds, and N (5,000) of the
+// others certify. The others together are the population that these N were drawn from, so the risk on them is the true
+// one; a violation is a true risk above epsilon. (Drawn without replacement, the N say at least as much as independent
+// draws: Hoeffding 1963, section 6.) Prints for each risk, epsilon and delta how often there was a certificate, the
+// share of violations, the mean true risk over epsilon, and the FLOPs saved.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -57,8 +57,8 @@ int main(int argc, char** argv) {
   };
   const ExitRecords agreement = judge_with(kind, none, all, Truth::full_network),
                     labelled = judge_with(kind, none, all, Truth::labels);
-  std::printf("%ld splits: %ld choose, %ld certify, %ld judge\n", static_cast<long>(splits), static_cast<long>(choosing),
-              static_cast<long>(n), static_cast<long>(all.samples - n - choosing));
+  std::printf("%ld splits: %ld choose, %ld certify, out of a population of %ld\n", static_cast<long>(splits),
+              static_cast<long>(choosing), static_cast<long>(n), static_cast<long>(all.samples - choosing));
   std::printf("%-14s %8s %6s %10s %12s %12s %12s\n", "risk", "epsilon", "delta", "certified", "violations",
               "risk/epsilon", "FLOPs saved");
   struct Case {
@@ -77,11 +77,12 @@ int main(int argc, char** argv) {
   std::iota(order.begin(), order.end(), Index{0});
   for (Index s = 0; s < splits; ++s) {
     std::shuffle(order.begin(), order.end(), random);
-    const std::span<const Index> choose(order.data(), choosing), certify(order.data() + choosing, static_cast<std::size_t>(n)),
-        rest(order.data() + choosing + n, order.size() - static_cast<std::size_t>(choosing + n));
+    const std::span<const Index> choose(order.data(), choosing),
+        certify(order.data() + choosing, static_cast<std::size_t>(n)),
+        population(order.data() + choosing, order.size() - static_cast<std::size_t>(choosing));
     const auto path = threshold_path(rows(agreement, choose), 60);
     const ExitRecords fresh[] = {rows(agreement, certify), rows(labelled, certify)},
-                      judged[] = {rows(agreement, rest), rows(labelled, rest)};
+                      judged[] = {rows(agreement, population), rows(labelled, population)};
     for (Case& c : cases) {
       const std::size_t which = c.risk == Risk::disagreement ? 0 : 1;
       const CertifiedThresholds r = certify_thresholds(fresh[which], path, {c.risk, c.epsilon, c.delta, false});

@@ -24,7 +24,7 @@ namespace {
 using namespace offramp;
 
 struct Point {
-  double flops = 1, accuracy = 0;           // on the test data, FLOPs as a share of the full network's
+  double flops = 1, accuracy = 0;          // on the test data, FLOPs as a share of the full network's
   double known_flops = 1, known_drop = 0;  // on the calibration data
 };
 struct Rule {

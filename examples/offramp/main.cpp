@@ -239,9 +239,9 @@ int calibrate(const Common& c, const CalibrateCommand& o) {
   const Data data = read_data(o.data);
   check_data(m, data);
   Progress progress("recording", data.count());
-  const offramp::ExitScores all = offramp::record_scores(
-      m, data.samples, o.drop ? std::span<const Index>(data.labels) : std::span<const Index>(),
-      [&](Index done) { progress.at(done); });
+  const offramp::ExitScores all =
+      offramp::record_scores(m, data.samples, o.drop ? std::span<const Index>(data.labels) : std::span<const Index>(),
+                             [&](Index done) { progress.at(done); });
   offramp::ExitCalibrationOptions options;
   options.per_class = o.per_class;
   options.target.budget = o.budget;
@@ -460,13 +460,15 @@ int main(int argc, char** argv) {
   auto* target = calibrate_command->add_option_group("target", "exactly one of");
   target->add_option("--max-accuracy-drop", cal.drop, "percentage points that the accuracy may fall by; reads labels")
       ->check(CLI::Range(0.0, 100.0));
-  target->add_option("--max-disagreement", cal.disagreement,
-                     "answers in a hundred that may differ from the full network's; reads no labels")
+  target
+      ->add_option("--max-disagreement", cal.disagreement,
+                   "answers in a hundred that may differ from the full network's; reads no labels")
       ->check(CLI::Range(0.0, 100.0));
   target->add_option("--flops-budget", cal.budget, "mean nominal FLOPs of a sample")->check(CLI::PositiveNumber);
   target->require_option(1);
-  calibrate_command->add_option("--confidence", cal.confidence,
-                                "certify: choose by two fifths of the samples and prove by the others")
+  calibrate_command
+      ->add_option("--confidence", cal.confidence,
+                   "certify: choose by two fifths of the samples and prove by the others")
       ->check(CLI::Range(0.5, 0.99999));
   calibrate_command->add_flag("--per-class", cal.per_class, "the risk is to hold within each class, too");
   calibrate_command->add_option("--kind", cal.kinds,
@@ -475,8 +477,8 @@ int main(int argc, char** argv) {
   calibrate_command->add_option("--seed", cal.seed, "of the split")->capture_default_str();
   calibrate_command->add_option("--output", cal.output, "the network with its policy, an ONNX file");
 
-  CLI::App* cache_command = command(
-      "cache", "Puts exits on a pretrained network: trains heads without labels, chooses, certifies and saves");
+  CLI::App* cache_command =
+      command("cache", "Puts exits on a pretrained network: trains heads without labels, chooses, certifies and saves");
   CacheCommand k;
   cache_command->add_option("--data", k.data, "inputs to learn from; labels are not read unless asked for")->required();
   cache_command->add_option("--calibration", k.calibration,
@@ -488,7 +490,8 @@ int main(int argc, char** argv) {
       ->check(CLI::Range(0.001, 99.0));
   risk->add_option("--max-accuracy-drop", k.drop, "percentage points of accuracy that may be lost; reads labels")
       ->check(CLI::Range(0.001, 99.0));
-  risk->add_option("--budget", k.budget, "instead: mean FLOPs (or milliseconds) of a sample")->check(CLI::PositiveNumber);
+  risk->add_option("--budget", k.budget, "instead: mean FLOPs (or milliseconds) of a sample")
+      ->check(CLI::PositiveNumber);
   risk->require_option(0, 1);
   cache_command->add_option("--confidence", k.confidence, "of the certificate")
       ->check(CLI::Range(0.5, 0.99999))
@@ -503,7 +506,9 @@ int main(int argc, char** argv) {
   cache_command->add_option("--epochs", k.epochs, "passes over the data, in each of the two trainings")
       ->check(CLI::Range(1, 10000));
   cache_command->add_option("--seed", k.seed, "of everything random")->capture_default_str();
-  cache_command->add_option("--threads", k.threads, "threads at work")->check(CLI::Range(1, 256))->capture_default_str();
+  cache_command->add_option("--threads", k.threads, "threads at work")
+      ->check(CLI::Range(1, 256))
+      ->capture_default_str();
 
   CLI::App* bench_command =
       command("bench", "Measures latency and GFLOP/s of the full network, against the peak of this machine");

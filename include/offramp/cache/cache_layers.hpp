@@ -36,18 +36,18 @@ enum class Objective : std::uint8_t {
 
 /// How a network is cached.
 struct CacheOptions {
-  CertificateOptions certificate;        ///< the risk that is allowed, and how surely
-  std::optional<double> budget;          ///< instead: the most agreement within this mean price of a sample
+  CertificateOptions certificate;  ///< the risk that is allowed, and how surely
+  std::optional<double> budget;    ///< instead: the most agreement within this mean price of a sample
   Objective objective = Objective::flops;
   PlaceOptions places;
   ModelOptions model;
   /// All candidates; then the chosen heads, for the samples that reach them. 0 epochs: as many as suit the data.
   fit::TrainOptions explore, refine;
-  bool read_earlier = false;             ///< heads also read the exit before (Wołczyk et al. 2021)
-  bool augment = true;                   ///< shift and mirror images while training
-  double fit_share = 0.5;                ///< of the samples, to train on; a tenth of them is held out
-  double select_share = 0.2;             ///< to choose heads, policy and thresholds; the rest certifies
-  double largest_head = 0.3;             ///< of what is behind it, that a head may cost
+  bool read_earlier = false;  ///< heads also read the exit before (Wołczyk et al. 2021)
+  bool augment = true;        ///< shift and mirror images while training
+  double fit_share = 0.5;     ///< of the samples, to train on; a tenth of them is held out
+  double select_share = 0.2;  ///< to choose heads, policy and thresholds; the rest certifies
+  double largest_head = 0.3;  ///< of what is behind it, that a head may cost
   std::uint64_t seed = 0;
   int threads = 1;
 
@@ -85,14 +85,14 @@ struct TriedHead {
 };
 
 struct CacheResult {
-  Graph graph;          ///< with exits as outputs, policy and certificate in its metadata
+  Graph graph;  ///< with exits as outputs, policy and certificate in its metadata
   bool has_exits = false;
-  std::string reason;   ///< why there are no exits
+  std::string reason;  ///< why there are no exits
   std::string policy;
   ExitCalibration calibration;
   std::vector<CachedExit> exits;
   std::vector<TriedHead> tried;
-  Index fitted = 0, selected = 0, calibrated = 0;        ///< samples of each part
+  Index fitted = 0, selected = 0, calibrated = 0;  ///< samples of each part
   double seconds = 0;
 };
 
@@ -230,11 +230,13 @@ class Cacher {
     OFFRAMP_REQUIRE(size_ > 0 && static_cast<Index>(data.samples.size()) % size_ == 0 &&
                         static_cast<Index>(data.calibration.size()) % size_ == 0,
                     "the data do not hold whole samples of " + std::to_string(size_) + " numbers");
-    const Index n = static_cast<Index>(data.samples.size()) / size_, m = static_cast<Index>(data.calibration.size()) / size_;
+    const Index n = static_cast<Index>(data.samples.size()) / size_,
+                m = static_cast<Index>(data.calibration.size()) / size_;
     const bool drop = options_.certificate.risk == Risk::accuracy_drop && !options_.budget;
     const bool apart = m > 0;
-    OFFRAMP_REQUIRE(data.labels.empty() || static_cast<Index>(data.labels.size()) == n,
-                    "there are " + std::to_string(data.labels.size()) + " labels for " + std::to_string(n) + " samples");
+    OFFRAMP_REQUIRE(
+        data.labels.empty() || static_cast<Index>(data.labels.size()) == n,
+        "there are " + std::to_string(data.labels.size()) + " labels for " + std::to_string(n) + " samples");
     OFFRAMP_REQUIRE(data.calibration_labels.empty() || static_cast<Index>(data.calibration_labels.size()) == m,
                     "there are " + std::to_string(data.calibration_labels.size()) + " labels for " + std::to_string(m) +
                         " calibration samples");
@@ -307,11 +309,11 @@ class Cacher {
     // Every head at every place, trained together.
     std::vector<fit::PlacedHead> heads;
     for (std::size_t p = 0; p < places_.size(); ++p) {
-      const double upto = static_cast<double>(places_[p].upto.flops), full = upto / std::max(1e-9, places_[p].share);
+      const auto behind = static_cast<double>(places_[p].full.flops - places_[p].upto.flops);
       for (const HeadDesign& d : head_designs(places_[p].shape)) {
         // A head that costs much of what it could save is not worth trying.
         const auto cost = static_cast<double>(2 * d.macs(places_[p].shape, classes_));
-        if (places_[p].share > 0 && cost > options_.largest_head * (full - upto)) continue;
+        if (cost > options_.largest_head * behind) continue;
         fit::PlacedHead h;
         h.place = p;
         h.head = std::make_unique<fit::TrainableHead>(d, places_[p].shape, classes_, options_.seed + heads.size() + 1);
@@ -430,7 +432,8 @@ class Cacher {
     const Model model(graph_with(heads), options_.model);
     const Index n = static_cast<Index>(samples.size()) / size_;
     ExitScores r = record_scores(model, samples, labels, [&](Index done) { say(what, done, n); });
-    if (options_.objective == Objective::latency) std::tie(r.stage_prices, r.head_prices) = measure_prices(model, samples);
+    if (options_.objective == Objective::latency)
+      std::tie(r.stage_prices, r.head_prices) = measure_prices(model, samples);
     // The model orders its exits by cost, and heads of one place may change places.
     std::vector<Index> order;
     for (std::size_t i = 0; i < heads.size(); ++i) {
@@ -505,8 +508,8 @@ class Cacher {
     const std::vector<float> temperatures = fit_temperatures(scores);
     for (std::size_t k = 0; k < heads.size(); ++k) {
       // What another head reads must stay as that head knows it.
-      const bool is_read = std::any_of(heads.begin(), heads.end(),
-                                       [&](const Chosen& c) { return c.earlier == static_cast<int>(k); });
+      const bool is_read =
+          std::any_of(heads.begin(), heads.end(), [&](const Chosen& c) { return c.earlier == static_cast<int>(k); });
       if (is_read) continue;
       heads[k].head.divide_scores(temperatures[k]);
       for (Index i = 0; i < scores.samples; ++i) {
@@ -520,7 +523,7 @@ class Cacher {
     const Selection& best = r.calibration.selection;
     const ExitCalibration& c = r.calibration;
     const ExitScores selected = keep_exits(scores, best.exits);
-    const bool linked = std::any_of(chosen.begin(), chosen.end(), [](const Chosen& c) { return c.earlier >= 0; });
+    const bool linked = std::any_of(chosen.begin(), chosen.end(), [](const Chosen& head) { return head.earlier >= 0; });
     std::vector<Chosen> heads;
     for (std::size_t i = 0; i < chosen.size(); ++i) {
       if (linked || std::count(best.exits.begin(), best.exits.end(), static_cast<Index>(i)) > 0)

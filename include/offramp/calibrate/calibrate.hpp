@@ -4,8 +4,8 @@
 /// A threshold for each exit is searched jointly, for the samples that really reach it, because an exit changes which
 /// samples the later ones see. An exit whose head does not pay for itself gets the threshold infinity: its head is not
 /// run. The search is a coordinate descent on mean price plus a fine for each lost answer, for a range of fines; along
-/// one coordinate all thresholds that the data can tell apart are tried in one pass, so each step is exact. Of all
-/// settings met, the best admissible one is kept. The numbers are those of the given data; certificate.hpp says what
+/// one coordinate all thresholds that the data can tell apart are tried in one pass, so each step is exact. What comes
+/// out is a path of settings from strict to lax. The numbers are those of the given data; certificate.hpp says what
 /// they are worth for other data.
 #pragma once
 
@@ -277,29 +277,11 @@ class ThresholdSearch {
   Index elsewhere_wrong_ = 0;
 };
 
-/// Calls `consider(thresholds)` for the settings of a range of fines, in full networks that a wrong answer is worth.
-template <class Consider>
-void search_thresholds(const ExitRecords& r, int fines, Consider&& consider) {
-  ThresholdSearch search(r);
-  std::vector<float> at = search.all_off();
-  consider(at);
-  constexpr double least = 0.05, most = 3000;
-  const double ratio = std::pow(most / least, 1.0 / std::max(1, fines - 1));
-  // From lax to strict and back: each start leads to a local minimum of its own.
-  for (const bool down : {false, true}) {
-    double fine = down ? most : least;
-    for (int i = 0; i < fines; ++i, fine = down ? fine / ratio : fine * ratio) {
-      search.descend(at, fine);
-      consider(at);
-    }
-  }
-}
-
 }  // namespace detail
 
-/// Settings from strict to lax. First local minima of mean price plus a fine for each wrong answer, for fines that fall,
-/// each found from the one before; they lie on a convex curve, so the gaps between them are filled: for numbers of
-/// wrong answers that grow, what is left of them is spent where it saves most. The price falls along the path.
+/// Settings from strict to lax. First local minima of mean price plus a fine for each wrong answer, for fines that
+/// fall, each found from the one before; they lie on a convex curve, so the gaps between them are filled: for numbers
+/// of wrong answers that grow, what is left of them is spent where it saves most. The price falls along the path.
 inline std::vector<ThresholdSetting> threshold_path(const ExitRecords& r, int fines = 160) {
   detail::ThresholdSearch search(r);
   const auto n = static_cast<double>(r.samples);
@@ -340,42 +322,37 @@ inline std::vector<ThresholdSetting> threshold_path(const ExitRecords& r, int fi
 }
 
 /// Chooses the thresholds. Raises an Error where no setting reaches the target.
-inline Calibration calibrate_thresholds(const ExitRecords& r, const CalibrationTarget& target, int fines = 60) {
+inline Calibration calibrate_thresholds(const ExitRecords& r, const CalibrationTarget& target, int fines = 160) {
   OFFRAMP_REQUIRE(target.max_accuracy_drop.has_value() != target.budget.has_value(),
                   "calibration needs either a largest accuracy drop or a budget");
-  detail::ThresholdSearch search(r);
   Calibration best;
   best.full = full_outcome(r);
-  const auto admissible = [&](const Outcome& o) {
-    return target.max_accuracy_drop ? o.accuracy >= best.full.accuracy - *target.max_accuracy_drop - 1e-12
-                                    : o.mean_price <= *target.budget;
-  };
-  const auto better = [&](const Outcome& a, const Outcome& b) {
-    if (target.max_accuracy_drop)
-      return a.mean_price < b.mean_price || (a.mean_price == b.mean_price && a.accuracy > b.accuracy);
-    return a.accuracy > b.accuracy || (a.accuracy == b.accuracy && a.mean_price < b.mean_price);
-  };
+  const auto path = threshold_path(r, fines);
   bool found = false;
-  const auto consider = [&](const std::vector<float>& t) {
-    Outcome o = apply_thresholds(r, t);
-    if (!admissible(o) || (found && !better(o, best.outcome))) return;
-    best.outcome = std::move(o);
+  const auto consider = [&](const std::vector<float>& t, const Outcome& o) {
+    const bool admissible = target.budget ? o.mean_price <= *target.budget
+                                          : o.accuracy >= best.full.accuracy - *target.max_accuracy_drop - 1e-12;
+    const bool better =
+        !found || (target.budget ? o.accuracy > best.outcome.accuracy : o.mean_price < best.outcome.mean_price);
+    if (!admissible || !better) return;
     best.thresholds = t;
+    best.outcome = o;
     found = true;
   };
-  consider(std::vector<float>(search.all_off().size(), std::numeric_limits<float>::infinity()));
-  const auto n = static_cast<double>(r.samples);
-  const auto allowed = static_cast<Index>(
-      std::floor(n * (1 - best.full.accuracy + target.max_accuracy_drop.value_or(0)) + 1e-6));
-  detail::search_thresholds(r, fines, [&](const std::vector<float>& t) {
-    consider(t);
-    if (!target.max_accuracy_drop) return;
-    std::vector<float> more = t;
-    search.spend(more, allowed);
-    consider(more);
-  });
+  consider(
+      std::vector<float>(static_cast<std::size_t>((r.exits - 1) * r.groups), std::numeric_limits<float>::infinity()),
+      best.full);
+  for (const ThresholdSetting& s : path) consider(s.thresholds, s.outcome);
   OFFRAMP_REQUIRE(found, "no thresholds reach the target: the cheapest way through the network takes " +
                              std::to_string(r.stage_price(0) + r.head_price(0)) + " a sample");
+  if (target.max_accuracy_drop) {
+    detail::ThresholdSearch search(r);
+    std::vector<float> at = best.thresholds;
+    search.spend(at,
+                 static_cast<Index>(std::floor(
+                     static_cast<double>(r.samples) * (1 - best.full.accuracy + *target.max_accuracy_drop) + 1e-6)));
+    consider(at, apply_thresholds(r, at));
+  }
   return best;
 }
 

@@ -26,16 +26,25 @@
 
 namespace offramp {
 
-/// P(Binomial(n, p) <= k), summed in logarithms.
+/// P(Binomial(n, p) <= k), summed, in logarithms where a term would underflow.
 inline double binomial_cdf(Index k, Index n, double p) noexcept {
   if (k >= n || p <= 0) return 1;
   if (k < 0 || p >= 1) return 0;
   const auto m = static_cast<double>(n);
-  double log_term = m * std::log1p(-p), sum = 0;
-  const double log_odds = std::log(p) - std::log1p(-p);
-  for (Index i = 0; i <= k; ++i) {
-    sum += std::exp(log_term);
-    log_term += std::log((m - static_cast<double>(i)) / (static_cast<double>(i) + 1)) + log_odds;
+  const double log_first = m * std::log1p(-p), odds = p / (1 - p);
+  double sum = 0;
+  if (log_first > -600) {  // no term underflows to nothing
+    double term = std::exp(log_first);
+    for (Index i = 0; i <= k; ++i) {
+      sum += term;
+      term *= (m - static_cast<double>(i)) / (static_cast<double>(i) + 1) * odds;
+    }
+  } else {
+    double log_term = log_first;
+    for (Index i = 0; i <= k; ++i) {
+      sum += std::exp(log_term);
+      log_term += std::log((m - static_cast<double>(i)) / (static_cast<double>(i) + 1) * odds);
+    }
   }
   return std::min(1.0, sum);
 }
@@ -83,24 +92,24 @@ inline double paired_p_value(Index lost, Index won, Index n, double epsilon, dou
   const auto tail = [&](double q) {
     const double share = (1 + epsilon / q) / 2;  // of the changed pairs that became wrong
     const auto m = static_cast<double>(n);
-    const double spread = 8 * std::sqrt(m * q * (1 - q)) + 20;
+    const double spread = 5 * std::sqrt(m * q * (1 - q)) + 6;
     const auto first = static_cast<Index>(std::max(0.0, m * q - spread)),
                last = static_cast<Index>(std::min(m, m * q + spread));
+    const auto c = static_cast<double>(first);
+    double p = std::exp(std::lgamma(m + 1) - std::lgamma(c + 1) - std::lgamma(m - c + 1) + c * std::log(q) +
+                        (m - c) * std::log1p(-q));
     double sum = 0, seen = 0;
     for (Index k = first; k <= last; ++k) {
-      const auto c = static_cast<double>(k);
-      const double log_p = std::lgamma(m + 1) - std::lgamma(c + 1) - std::lgamma(m - c + 1) + c * std::log(q) +
-                           (m - c) * std::log1p(-q);
-      const double p = std::exp(log_p);
       seen += p;
       const Index most = (k + difference) >= 0 ? (k + difference) / 2 : -1;  // wrong ones, so that D <= difference
       sum += p * (share >= 1 ? (k <= most ? 1.0 : 0.0) : binomial_cdf(most, k, share));
+      p *= (m - static_cast<double>(k)) / static_cast<double>(k + 1) * q / (1 - q);
     }
     return sum + std::max(0.0, 1 - seen);
   };
   double worst = 0;
-  constexpr int steps = 8;
-  for (int i = 0; i <= steps; ++i) worst = std::max(worst, tail(std::min(1 - 1e-12, low + (high - low) * i / steps)));
+  constexpr int steps = 4;
+  for (int i = steps; i >= 0; --i) worst = std::max(worst, tail(std::min(1 - 1e-12, low + (high - low) * i / steps)));
   return std::min(1.0, worst + beta);
 }
 
@@ -132,8 +141,8 @@ struct Certificate {
   Index n = 0;                    ///< calibration samples
   Index lost = 0, won = 0;        ///< of them: loss 1; for a drop of accuracy also those with loss -1
   double p_value = 1;
-  double bound = 1;        ///< the smallest epsilon that this setting alone would pass with
-  Index classes = 0;       ///< the risk holds within each of so many classes; 0: overall
+  double bound = 1;          ///< the smallest epsilon that this setting alone would pass with
+  Index classes = 0;         ///< the risk holds within each of so many classes; 0: overall
   Index smallest_class = 0;  ///< samples of the rarest class that was tested
   double observed() const noexcept { return n > 0 ? static_cast<double>(lost - won) / static_cast<double>(n) : 1; }
 };
@@ -225,7 +234,8 @@ inline CertifiedThresholds certify_thresholds(const ExitRecords& calibration,
     best.has_exits = has_early_exits(s.thresholds);
   }
   Certificate& c = best.certificate;
-  c.bound = c.risk == Risk::disagreement ? upper_bound(c.lost, c.n, delta) : paired_upper_bound(c.lost, c.won, c.n, delta);
+  c.bound =
+      c.risk == Risk::disagreement ? upper_bound(c.lost, c.n, delta) : paired_upper_bound(c.lost, c.won, c.n, delta);
   return best;
 }
 

@@ -57,10 +57,10 @@ inline std::vector<float> fit_temperatures(const ExitScores& all) {
 
 /// What a gate is learned with.
 struct GateOptions {
-  double ridge = 1;           ///< penalty on squared weights
-  Index most_offsets = 100;   ///< classes up to which each has an offset
-  Index most_means = 32;      ///< classes up to which each has its mean
-  bool of_ensemble = false;   ///< the gate stands inside an ensemble
+  double ridge = 1;          ///< penalty on squared weights
+  Index most_offsets = 100;  ///< classes up to which each has an offset
+  Index most_means = 32;     ///< classes up to which each has its mean
+  bool of_ensemble = false;  ///< the gate stands inside an ensemble
 };
 
 namespace detail {
@@ -145,7 +145,8 @@ inline Gate fit_gate(const ExitScores& all, const GateOptions& options = {}) {
         mean[label * classes + c] += std::log(std::max(row(i)[f + 1 + c], 1e-4f));
     }
     for (std::size_t i = 0; i < mean.size(); ++i) mean[i] /= static_cast<float>(std::max<Index>(1, seen[i / classes]));
-    const auto n = static_cast<Eigen::Index>(all.samples), width = static_cast<Eigen::Index>(f + (offsets ? classes : 0));
+    const auto n = static_cast<Eigen::Index>(all.samples),
+               width = static_cast<Eigen::Index>(f + (offsets ? classes : 0));
     Eigen::MatrixXd x = Eigen::MatrixXd::Zero(n, width);
     Eigen::VectorXd y(n), ridge = Eigen::VectorXd::Constant(width, options.ridge);
     ridge[0] = 1e-6;

@@ -207,8 +207,8 @@ ExitRecords judge(const ExitScores& all, const P& policy, Truth truth, bool by_c
   return r;
 }
 
-/// Runs all exits over `samples` and keeps the confidence that `policy` computes. With `labels` empty an answer is right
-/// where it is the full network's.
+/// Runs all exits over `samples` and keeps the confidence that `policy` computes. With `labels` empty an answer is
+/// right where it is the full network's.
 template <EarlyExitNetwork N, ExitPolicy P, class Progress>
 ExitRecords record_exits(const N& network, const P& policy, std::span<const float> samples,
                          std::span<const Index> labels, Progress&& progress) {

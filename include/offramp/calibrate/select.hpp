@@ -307,9 +307,9 @@ struct ValidatedRisk {
   double mean = 0, standard_error = 0;
 };
 
-/// The risk of each setting of a path that was found by `truth` on these samples, by five-fold cross-validation. Settings
-/// of the folds' paths are matched by the share of wrong answers on the samples that found them: what a path promises of
-/// its own samples is more than it keeps for others, and the folds tell how much more.
+/// The risk of each setting of a path that was found by `truth` on these samples, by five-fold cross-validation.
+/// Settings of the folds' paths are matched by the share of wrong answers on the samples that found them: what a path
+/// promises of its own samples is more than it keeps for others, and the folds tell how much more.
 inline std::vector<ValidatedRisk> validated_risks(const std::vector<ThresholdSetting>& path, const ExitScores& scores,
                                                   PolicyKind kind, Risk risk, Truth truth) {
   constexpr Index folds = 5;
@@ -371,10 +371,10 @@ inline const ThresholdSetting* at_validated_target(const std::vector<ThresholdSe
 /// How the exits that a network has are calibrated.
 struct ExitCalibrationOptions {
   SelectionTarget target;
-  std::optional<double> delta;        ///< certify, on a part of the samples that chooses nothing
+  std::optional<double> delta;  ///< certify, on a part of the samples that chooses nothing
   bool per_class = false;
-  double select_share = 0.4;          ///< of the samples, to choose by, where there is a certificate
-  std::vector<PolicyKind> kinds;      ///< empty: all
+  double select_share = 0.4;      ///< of the samples, to choose by, where there is a certificate
+  std::vector<PolicyKind> kinds;  ///< empty: all
 };
 
 struct ExitCalibration {
@@ -396,15 +396,14 @@ inline ExitCalibration calibrate_exits(const ExitScores& select, const ExitScore
   const Selection& s = r.selection;
   const JudgedTarget chosen(s.kind, s.gate, keep_exits(select, s.exits), options.target);
   r.outcome = r.full = full_outcome(chosen.for_risk());
-  r.thresholds.assign(static_cast<std::size_t>(chosen.agreement.exits - 1) *
-                          static_cast<std::size_t>(chosen.agreement.groups),
-                      std::numeric_limits<float>::infinity());
+  r.thresholds.assign(
+      static_cast<std::size_t>(chosen.agreement.exits - 1) * static_cast<std::size_t>(chosen.agreement.groups),
+      std::numeric_limits<float>::infinity());
   if (s.exits.empty()) return r;
   r.path = threshold_path(chosen.agreement, 240);
-  const ThresholdSetting* best = options.target.budget
-                                     ? detail::at_target(r.path, chosen, options.target)
-                                     : detail::at_validated_target(r.path, keep_exits(select, s.exits), s.kind,
-                                                                   options.target);
+  const ThresholdSetting* best =
+      options.target.budget ? detail::at_target(r.path, chosen, options.target)
+                            : detail::at_validated_target(r.path, keep_exits(select, s.exits), s.kind, options.target);
   if (options.delta) {
     const JudgedTarget fresh(s.kind, s.gate, keep_exits(certify, s.exits), options.target);
     CertifiedThresholds c;

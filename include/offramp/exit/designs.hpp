@@ -9,8 +9,8 @@
 
 namespace offramp {
 
-/// Heads of growing cost for a map: pooled and linear, pooled to grids, with a hidden layer, nearest class mean, and for
-/// images strided convolutions, plain and depthwise-separable.
+/// Heads of growing cost for a map: pooled and linear, pooled to grids, with a hidden layer, nearest class mean, and
+/// for images strided convolutions, plain and depthwise-separable.
 inline std::vector<HeadDesign> head_designs(const MapShape& s) {
   std::vector<HeadDesign> all;
   const auto add = [&](HeadDesign d) {

@@ -37,9 +37,10 @@ struct HeadDesign {
   std::vector<HeadConvDesign> convolutions;
   std::vector<Index> grids{1};  ///< pools to g x g cells for each g
   bool average = true, maximum = false, first_token = false;
-  Index hidden = 0;           ///< units of a hidden layer; 0: linear
-  bool class_means = false;   ///< no training: scores are distances to the mean features of each class
-  bool reads_earlier = false;  ///< also reads the log-probabilities of the exit before (Wołczyk et al. 2021, section 3.1)
+  Index hidden = 0;          ///< units of a hidden layer; 0: linear
+  bool class_means = false;  ///< no training: scores are distances to the mean features of each class
+  bool reads_earlier =
+      false;  ///< also reads the log-probabilities of the exit before (Wołczyk et al. 2021, section 3.1)
 
   /// Multiply-adds on such a map, for answers of so many classes.
   Index macs(const MapShape& s, Index classes) const noexcept {

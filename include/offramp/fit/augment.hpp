@@ -25,7 +25,8 @@ struct Augmentation {
 inline void mirror_image(std::span<float> image, Index width) noexcept {
   const auto w = static_cast<std::size_t>(width);
   for (std::size_t row = 0; row + w <= image.size(); row += w)
-    std::reverse(image.begin() + static_cast<std::ptrdiff_t>(row), image.begin() + static_cast<std::ptrdiff_t>(row + w));
+    std::reverse(image.begin() + static_cast<std::ptrdiff_t>(row),
+                 image.begin() + static_cast<std::ptrdiff_t>(row + w));
 }
 
 /// Moves an image by (down, right) pixels, from `in` to `out`; what comes in is zero.

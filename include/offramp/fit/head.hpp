@@ -22,13 +22,15 @@ struct Adam {
 
   /// One step, the `count`-th, counted from 1; the gradient is spent.
   void step(Parameter& p, float rate, std::int64_t count) const noexcept {
-    const float c1 = 1 - std::pow(beta1, static_cast<float>(count)), c2 = 1 - std::pow(beta2, static_cast<float>(count));
+    const float c1 = 1 - std::pow(beta1, static_cast<float>(count)),
+                c2 = 1 - std::pow(beta2, static_cast<float>(count));
     const float shrink = p.decays ? 1 - rate * weight_decay : 1.0f;
     for (std::size_t i = 0; i < p.value.size(); ++i) {
       const float g = p.gradient[i];
       p.first_moment[i] = beta1 * p.first_moment[i] + (1 - beta1) * g;
       p.second_moment[i] = beta2 * p.second_moment[i] + (1 - beta2) * g * g;
-      p.value[i] = p.value[i] * shrink - rate * (p.first_moment[i] / c1) / (std::sqrt(p.second_moment[i] / c2) + epsilon);
+      p.value[i] =
+          p.value[i] * shrink - rate * (p.first_moment[i] / c1) / (std::sqrt(p.second_moment[i] / c2) + epsilon);
       p.gradient[i] = 0;
     }
   }
@@ -37,11 +39,11 @@ struct Adam {
 /// What the heads are to say about a batch.
 struct Targets {
   Index n = 0, classes = 0;
-  float temperature = 1;          ///< of the distillation (Hinton et al. 2015, section 2)
-  std::vector<float> soft;        ///< [n][classes]: the full network's probabilities at that temperature
-  std::vector<Index> answers;     ///< [n]: the full network's answers
-  std::vector<Index> labels;      ///< empty, or [n]
-  float label_share = 0;          ///< of the loss, where there are labels
+  float temperature = 1;       ///< of the distillation (Hinton et al. 2015, section 2)
+  std::vector<float> soft;     ///< [n][classes]: the full network's probabilities at that temperature
+  std::vector<Index> answers;  ///< [n]: the full network's answers
+  std::vector<Index> labels;   ///< empty, or [n]
+  float label_share = 0;       ///< of the loss, where there are labels
 };
 
 /// Softmax of rows of scores divided by a temperature.

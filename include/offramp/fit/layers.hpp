@@ -1,8 +1,8 @@
 /// @file layers.hpp
 /// The layers of exit heads as they are trained: forward, backward, and their weights with the norms folded in.
 ///
-/// Maps are channels last. The norm is batch normalisation (Ioffe and Szegedy, ICML 2015): statistics of the batch while
-/// training, running averages afterwards.
+/// Maps are channels last. The norm is batch normalisation (Ioffe and Szegedy, ICML 2015): statistics of the batch
+/// while training, running averages afterwards.
 #pragma once
 
 #include <algorithm>
@@ -53,9 +53,7 @@ inline void initialise(Parameter& p, Index inputs, std::mt19937_64& random) {
 class Products {
  public:
   /// c = a w, with a [m][k] and w [k][n].
-  void multiply(const float* a, const float* w, float* c, Index m, Index k, Index n) {
-    run(a, w, n, 1, c, m, k, n);
-  }
+  void multiply(const float* a, const float* w, float* c, Index m, Index k, Index n) { run(a, w, n, 1, c, m, k, n); }
   /// c = a w^T, with a [m][n] and w [k][n].
   void multiply_transposed(const float* a, const float* w, float* c, Index m, Index k, Index n) {
     run(a, w, 1, n, c, m, n, k);
@@ -389,7 +387,8 @@ class PoolLayer final : public Layer {
       float* to = d_in->values.data() + image;
       if (part == Part::average) {
         const float scale = 1.0f / static_cast<float>((cell.y1 - cell.y0) * (cell.x1 - cell.x0));
-        for (Index i = 0; i < c; ++i) d[static_cast<std::size_t>(i)] = d_out.values[static_cast<std::size_t>(at + i * step)] * scale;
+        for (Index i = 0; i < c; ++i)
+          d[static_cast<std::size_t>(i)] = d_out.values[static_cast<std::size_t>(at + i * step)] * scale;
         for (Index y = cell.y0; y < cell.y1; ++y) {
           for (Index x = cell.x0; x < cell.x1; ++x) {
             float* pixel = to + (y * in.width + x) * c;

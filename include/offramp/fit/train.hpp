@@ -124,20 +124,20 @@ class Backbone {
 struct PlacedHead {
   std::size_t place = 0;
   std::unique_ptr<TrainableHead> head;
-  int earlier = -1;       ///< the head whose scores it reads, one before it in the list; -1: none
-  float threshold = std::numeric_limits<float>::infinity();  ///< of its largest probability, for reach; infinite: nobody
-                                                             ///< leaves here
+  int earlier = -1;  ///< the head whose scores it reads, one before it in the list; -1: none
+  float threshold = std::numeric_limits<float>::infinity();    ///< of its largest probability, for reach; infinite:
+                                                               ///< nobody leaves here
   double best_loss = std::numeric_limits<double>::infinity();  ///< on the held-out part
   std::vector<std::vector<float>> best;
 };
 
 struct TrainOptions {
   Index epochs = 8, batch = 64;
-  float rate = 3e-3f;        ///< at the start; falls to zero along a half cosine
-  float temperature = 2;     ///< of the distillation
-  float label_share = 0.5f;  ///< of the loss, where labels are given
+  float rate = 3e-3f;         ///< at the start; falls to zero along a half cosine
+  float temperature = 2;      ///< of the distillation
+  float label_share = 0.5f;   ///< of the loss, where labels are given
   float least_weight = 0.2f;  ///< of samples that the exits before a head answer already
-  Index patience = 4;        ///< epochs without progress on the held-out part after which a head is left alone
+  Index patience = 4;         ///< epochs without progress on the held-out part after which a head is left alone
   std::uint64_t seed = 0;
 };
 
@@ -233,7 +233,8 @@ void train_heads(const Backbone& backbone, std::vector<PlacedHead>& heads, const
     targets.labels.clear();
     for (Index first = 0; first < held; first += options.batch) {
       const Index n = std::min(options.batch, held - first);
-      run(data.held_out.subspan(static_cast<std::size_t>(first) * width, static_cast<std::size_t>(n) * width), n, false);
+      run(data.held_out.subspan(static_cast<std::size_t>(first) * width, static_cast<std::size_t>(n) * width), n,
+          false);
       const auto weights = reach(n);
       std::vector<float> unused;
       for (std::size_t h = 0; h < heads.size(); ++h)

@@ -38,8 +38,7 @@ class NodeWriter {
   }
   /// Reduces over axis 1; newer opsets take the axes as an input.
   ValueId reduce_tokens(const std::string& op, ValueId v) {
-    if (g_.opset >= 18)
-      return emit(op, {v, integers("axes", {1})}, {{"keepdims", Index{0}}});
+    if (g_.opset >= 18) return emit(op, {v, integers("axes", {1})}, {{"keepdims", Index{0}}});
     return emit(op, {v}, {{"axes", std::vector<Index>{1}}, {"keepdims", Index{0}}});
   }
 

@@ -363,8 +363,8 @@ inline void join_pools(Graph& g, const Inference& shapes) {
     bool fits = concat.integer("axis", 0) == 1;
     for (const ValueId v : concat.inputs) {
       Node* flatten = fits ? m.producer(v, "Flatten") : nullptr;
-      Node* pool = flatten && m.is_private(v) && flatten->integer("axis", 1) == 1 ? m.producer(flatten->inputs[0])
-                                                                                   : nullptr;
+      Node* pool =
+          flatten && m.is_private(v) && flatten->integer("axis", 1) == 1 ? m.producer(flatten->inputs[0]) : nullptr;
       fits = pool && pool->op.ends_with("Pool") && pool->outputs.size() == 1 && m.is_private(flatten->inputs[0]) &&
              (image == no_value || pool->inputs[0] == image);
       if (!fits) break;

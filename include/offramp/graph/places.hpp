@@ -17,15 +17,15 @@ struct Place {
   ValueId value = no_value;  ///< of the graph that was searched
   std::string name;
   MapShape shape;
-  Cost upto;         ///< the backbone up to here, for one sample
+  Cost upto, full;   ///< the backbone up to here, and all of it, for one sample
   double share = 0;  ///< of the whole backbone's FLOPs
 };
 
 /// How places are thinned.
 struct PlaceOptions {
-  Index most = 10;              ///< places that are kept
-  double least_gap = 0.03;      ///< share of the FLOPs between two places
-  double largest_share = 0.92;  ///< of the FLOPs; later exits cannot pay
+  Index most = 10;                          ///< places that are kept
+  double least_gap = 0.03;                  ///< share of the FLOPs between two places
+  double largest_share = 0.92;              ///< of the FLOPs; later exits cannot pay
   Index largest_features = Index{1} << 22;  ///< elements of a map
 };
 
@@ -167,8 +167,10 @@ inline std::vector<Place> find_places(const Graph& graph, ValueId answer, Index 
         if (e.name == "probe_" + std::to_string(i)) places[i].upto = so_far;
       }
     }
-    for (Place& p : places)
+    for (Place& p : places) {
+      p.full = full;
       p.share = static_cast<double>(p.upto.flops) / static_cast<double>(std::max<Index>(1, full.flops));
+    }
   }
   std::erase_if(places, [&](const Place& p) { return p.share > options.largest_share; });
   std::stable_sort(places.begin(), places.end(),

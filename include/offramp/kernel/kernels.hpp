@@ -116,8 +116,8 @@ struct Kernels {
   /// Products of transformed tiles to output [batch][out_h][out_w][channels].
   void (*winograd_output)(const Winograd&, const float* tiles, float* out) noexcept;
   void (*pool2d)(const Pool2d&) noexcept;
-  /// Sum and largest element of each channel over a rectangle of rows x columns pixels, channels last, rows of the image
-  /// `row_step` floats apart. Either may be null.
+  /// Sum and largest element of each channel over a rectangle of rows x columns pixels, channels last, rows of the
+  /// image `row_step` floats apart. Either may be null.
   void (*pool_cell)(const float* in, Index row_step, Index rows, Index columns, Index channels, float* sum,
                     float* largest) noexcept;
   /// out[i] = f(in[i]); in and out may be the same.

@@ -247,8 +247,8 @@ class GridPoolOperation final : public Operation {
       float* cells = reinterpret_cast<float*>(run.scratch);  // of each grid: sums, then maxima, [cell][channel]
       for (const Index g : grids_) {
         float *sum = cells, *largest = cells + g * g * c;
-        const bool divides = g < grids_.front() && grids_.front() % g == 0 && h % grids_.front() == 0 &&
-                             w % grids_.front() == 0;
+        const bool divides =
+            g < grids_.front() && grids_.front() % g == 0 && h % grids_.front() == 0 && w % grids_.front() == 0;
         if (divides) {
           combine(reinterpret_cast<const float*>(run.scratch), grids_.front(), g, c, sum, largest, run.kernels);
         } else {

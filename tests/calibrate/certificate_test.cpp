@@ -1,0 +1,118 @@
+#include "offramp/calibrate/certificate.hpp"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <random>
+
+namespace offramp {
+namespace {
+
+TEST(Certificate, BinomialTailIsExact) {
+  EXPECT_NEAR(binomial_cdf(0, 10, 0.1), std::pow(0.9, 10), 1e-12);
+  EXPECT_NEAR(binomial_cdf(2, 4, 0.5), 11.0 / 16, 1e-12);
+  EXPECT_EQ(binomial_cdf(4, 4, 0.5), 1);
+  // Hoeffding and Bentkus' bound is never below the exact tail.
+  for (const Index errors : {0, 3, 10, 40}) {
+    EXPECT_GE(hoeffding_bentkus_p_value(static_cast<double>(errors) / 1000, 1000, 0.05),
+              binomial_p_value(errors, 1000, 0.05));
+  }
+  EXPECT_NEAR(binomial_p_value(4, 500, upper_bound(4, 500, 0.1)), 0.1, 1e-6);
+  const Index n = samples_needed(0.01, 0.1);
+  EXPECT_LE(binomial_p_value(0, n, 0.01), 0.1);
+  EXPECT_GT(binomial_p_value(0, n - 1, 0.01), 0.1);
+}
+
+// Under the null hypothesis a p-value is at most delta with probability at most delta, whatever the share of pairs that
+// changed.
+TEST(Certificate, PairedPValueIsValid) {
+  std::mt19937_64 random(7);
+  for (const double changed : {0.012, 0.03, 0.1}) {
+    const double epsilon = 0.01, lost = (changed + epsilon) / 2, won = (changed - epsilon) / 2;
+    Index below = 0;
+    constexpr Index trials = 2000, n = 800;
+    for (Index t = 0; t < trials; ++t) {
+      std::uniform_real_distribution<double> u(0, 1);
+      Index l = 0, w = 0;
+      for (Index i = 0; i < n; ++i) {
+        const double x = u(random);
+        l += x < lost;
+        w += x >= lost && x < lost + won;
+      }
+      below += paired_p_value(l, w, n, epsilon) <= 0.1;
+    }
+    // Three standard errors of a share of 0.1 among 2,000.
+    EXPECT_LE(static_cast<double>(below) / trials, 0.1 + 3 * std::sqrt(0.09 / trials)) << changed;
+  }
+  EXPECT_EQ(paired_p_value(20, 0, 1000, 0.01), 1);
+  EXPECT_LT(paired_p_value(2, 2, 2000, 0.01), 0.01);
+  EXPECT_LE(paired_p_value(4, 1, 1000, paired_upper_bound(4, 1, 1000, 0.1), 1e-3), 0.1 + 1e-6);
+}
+
+ExitRecords records(Index n, double wrong, unsigned seed) {
+  ExitRecords r;
+  r.samples = n, r.exits = 2;
+  r.stages = {Cost::plain(10), Cost::plain(90)};
+  r.heads = {Cost::plain(1), {}};
+  std::mt19937_64 random(seed);
+  std::uniform_real_distribution<float> u(0, 1);
+  for (Index i = 0; i < n; ++i) {
+    const float c = u(random);
+    const bool right = static_cast<double>(u(random)) > wrong * 2 * (1 - static_cast<double>(c));
+    r.confidence.insert(r.confidence.end(), {c, 1.0f});
+    r.right.insert(r.right.end(), {static_cast<std::uint8_t>(right), 1});
+    r.full.push_back(1);
+    r.classes.push_back(i % 2);
+  }
+  return r;
+}
+
+TEST(Certificate, StopsAtTheFirstSettingThatFails) {
+  const ExitRecords chosen = records(3000, 0.1, 1);
+  const auto path = threshold_path(chosen);
+  ASSERT_GT(path.size(), 10U);
+  for (std::size_t i = 1; i < path.size(); ++i) EXPECT_LT(path[i].outcome.mean_price, path[i - 1].outcome.mean_price);
+  const auto c = certify_thresholds(records(3000, 0.1, 2), path, {Risk::disagreement, 0.02, 0.1, false});
+  ASSERT_TRUE(c.has_exits);
+  EXPECT_LE(c.certificate.p_value, 0.1);
+  EXPECT_LE(c.certificate.bound, 0.02 + 1e-9);
+  EXPECT_NE(text_of(c.certificate).find("at most 0.02"), std::string::npos);
+  // Each class must pass where that is asked for: never more than without.
+  const auto strict = certify_thresholds(records(3000, 0.1, 2), path, {Risk::disagreement, 0.02, 0.1, true});
+  EXPECT_GE(strict.outcome.mean_price, c.outcome.mean_price);
+  EXPECT_EQ(strict.certificate.classes, 2);
+  // Too few samples for any certificate: no exits, and a reason.
+  const auto few = certify_thresholds(records(100, 0.1, 3), path, {Risk::disagreement, 0.01, 0.1, false});
+  EXPECT_FALSE(few.has_exits);
+  EXPECT_NE(refusal_of({Risk::disagreement, 0.01, 0.1, false}, 100).find("230"), std::string::npos);
+  EXPECT_THROW(certify_thresholds(chosen, path, {Risk::disagreement, 0, 0.1, false}), Error);
+  EXPECT_THROW(certify_thresholds(chosen, path, {Risk::disagreement, 0.1, 1, false}), Error);
+}
+
+// Among many draws of the calibration data the true risk is above epsilon in at most a share delta.
+TEST(Certificate, HoldsOverRepeatedDraws) {
+  const auto path = threshold_path(records(2000, 0.1, 1));
+  const ExitRecords truth = records(200000, 0.1, 99);
+  constexpr Index trials = 300;
+  Index violations = 0;
+  double mean = 0;
+  for (unsigned t = 0; t < trials; ++t) {
+    const auto c = certify_thresholds(records(5000, 0.1, 1000 + t), path, {Risk::disagreement, 0.01, 0.1, false});
+    const double risk = 1 - apply_thresholds(truth, c.thresholds).accuracy;
+    violations += risk > 0.01;
+    mean += risk / trials;
+  }
+  EXPECT_LE(static_cast<double>(violations) / trials, 0.1 + 3 * std::sqrt(0.09 / trials));
+  EXPECT_GE(mean, 0.005);  // no empty caution
+}
+
+TEST(Certificate, ConformalControlOfTheExpectation) {
+  const auto path = threshold_path(records(2000, 0.1, 1));
+  const std::size_t k = control_expected_disagreement(records(4000, 0.1, 5), path, 0.01);
+  ASSERT_GT(k, 0U);
+  ASSERT_LT(k, path.size());
+  EXPECT_LE(1 - apply_thresholds(records(100000, 0.1, 6), path[k - 1].thresholds).accuracy, 0.013);
+}
+
+}  // namespace
+}  // namespace offramp

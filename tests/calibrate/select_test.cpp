@@ -1,0 +1,109 @@
+#include "offramp/calibrate/select.hpp"
+
+#include <gtest/gtest.h>
+
+#include <random>
+
+namespace offramp {
+namespace {
+
+// Three exits over four classes that grow better with depth; scores are noise plus a bump at the class.
+ExitScores made_up(Index n, unsigned seed) {
+  ExitScores s;
+  s.samples = n, s.exits = 4, s.classes = 4;
+  std::mt19937_64 random(seed);
+  std::normal_distribution<float> noise(0, 1);
+  for (Index i = 0; i < n; ++i) {
+    const Index label = static_cast<Index>(random() % 4);
+    const float ease = 2 + 2 * noise(random);
+    s.labels.push_back(label);
+    for (Index k = 0; k < 4; ++k) {
+      for (Index c = 0; c < 4; ++c)
+        s.scores.push_back(noise(random) + (c == label ? ease + 1.5f * static_cast<float>(k) : 0.0f));
+    }
+  }
+  s.stages = {Cost::plain(10), Cost::plain(20), Cost::plain(30), Cost::plain(40)};
+  s.heads = {Cost::plain(1), Cost::plain(500), Cost::plain(1), {}};
+  return s;
+}
+
+TEST(Select, LeavesOutWhatDoesNotPay) {
+  const ExitScores s = made_up(3000, 1);
+  SelectionTarget target;
+  target.epsilon = 0.03;
+  const std::vector<std::size_t> places{0, 1, 2};
+  const auto kept = choose_heads(s, places, target);
+  EXPECT_EQ(kept, (std::vector<Index>{0, 2}));  // the head of exit 1 costs more than the whole network
+  const Selection chosen = choose_policy(s, target);
+  EXPECT_EQ(std::count(chosen.exits.begin(), chosen.exits.end(), 1), 0);
+  EXPECT_EQ(chosen.tried.size(), 5U);
+}
+
+TEST(Select, AtMostOneHeadAPlace) {
+  const ExitScores s = made_up(2000, 2);
+  SelectionTarget target;
+  target.epsilon = 0.03;
+  const std::vector<std::size_t> one{0, 0, 0};
+  EXPECT_LE(choose_heads(s, one, target).size(), 1U);
+}
+
+TEST(Select, SaysNothingPaysWhereNothingDoes) {
+  ExitScores s = made_up(2000, 3);
+  s.heads = {Cost::plain(200), Cost::plain(200), Cost::plain(200), {}};
+  SelectionTarget target;
+  const std::vector<std::size_t> places{0, 1, 2};
+  EXPECT_TRUE(choose_heads(s, places, target).empty());
+  ExitCalibrationOptions o;
+  EXPECT_FALSE(calibrate_exits(s, s, o).has_exits);
+}
+
+TEST(Select, CertifiesOnOtherSamples) {
+  const ExitScores s = made_up(4000, 4), fresh = made_up(4000, 5);
+  ExitCalibrationOptions o;
+  o.target.epsilon = 0.03;
+  o.delta = 0.1;
+  const ExitCalibration r = calibrate_exits(s, fresh, o);
+  ASSERT_TRUE(r.has_exits);
+  EXPECT_GE(r.outcome.accuracy, 0.97);
+  EXPECT_LT(r.outcome.mean_price, r.full.mean_price);
+  o.target.epsilon = 1e-4;  // 4,000 samples cannot prove that
+  EXPECT_FALSE(calibrate_exits(s, fresh, o).has_exits);
+}
+
+TEST(Confidence, TemperatureIsFoundAgain) {
+  ExitScores s = made_up(4000, 6);
+  for (Index i = 0; i < s.samples; ++i) {  // the last exit's scores, three times as sharp
+    for (Index c = 0; c < 4; ++c)
+      s.scores[static_cast<std::size_t>((i * 4 + 1) * 4 + c)] =
+          3 * s.scores[static_cast<std::size_t>((i * 4 + 0) * 4 + c)];
+  }
+  const auto t = fit_temperatures(s);
+  EXPECT_NEAR(t[1] / t[0], 3, 0.05);
+  EXPECT_EQ(t.back(), 1);
+}
+
+TEST(Confidence, GateEstimatesAgreement) {
+  const ExitScores s = made_up(6000, 7), fresh = made_up(6000, 8);
+  for (const bool of_ensemble : {false, true}) {
+    GateOptions o;
+    o.of_ensemble = of_ensemble;
+    const Gate gate = fit_gate(s, o);
+    gate.validate(4, 4);
+    const ExitRecords r = of_ensemble ? judge(fresh, Ensemble<Gate>{gate, {}}, Truth::full_network)
+                                      : judge(fresh, gate, Truth::full_network);
+    for (Index k = 0; k < 3; ++k) {  // of the samples that it gives 0.7 to 0.9, that share agrees
+      double said = 0, right = 0, count = 0;
+      for (Index i = 0; i < r.samples; ++i) {
+        const auto c = static_cast<double>(r.confidence_at(i, k));
+        if (c < 0.7 || c > 0.9) continue;
+        said += c, right += r.right_at(i, k), ++count;
+      }
+      if (count > 200) {
+        EXPECT_NEAR(said / count, right / count, 0.06) << k;
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace offramp
