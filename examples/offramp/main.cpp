@@ -203,10 +203,9 @@ int eval(const Common& c, const std::string& spec, std::string policy, int threa
   }
   if (!report_path.empty()) {
     Progress progress("all exits", data.count());
-    const auto records = offramp::record_exits(m, offramp::MaxProbability{offramp::Thresholds(1.0f)}, data.samples,
-                                               data.labels, [&](Index done) { progress.at(done); });
-    offramp::onnx::write_file(report_path, report(m, std::filesystem::path(c.model).filename().string(), policy, data,
-                                                  e, threshold_curve(records)));
+    const auto scores = offramp::record_scores(m, data.samples, data.labels, [&](Index done) { progress.at(done); });
+    offramp::onnx::write_file(report_path,
+                              report(m, std::filesystem::path(c.model).filename().string(), policy, data, e, scores));
     if (!c.as_json) std::printf("\nreport: %s\n", report_path.c_str());
   }
   return 0;
@@ -327,6 +326,7 @@ struct CacheCommand {
 };
 
 int cache(const Common& c, const CacheCommand& o) {
+  OFFRAMP_REQUIRE(o.report.empty() || !o.test.empty(), "a report needs test data: use --test");
   const Model m = c.load();
   require_exits(m);
   const Data data = read_data(o.data);
@@ -372,6 +372,11 @@ int cache(const Common& c, const CacheCommand& o) {
     const Model cached(r.graph, c.options());
     const auto policy = offramp::policy_of(cached);
     const Evaluation e = evaluate(cached, policy, test, 1, 1);
+    if (!o.report.empty()) {
+      const auto scores = offramp::record_scores(cached, test.samples, test.labels, [](Index) {});
+      offramp::onnx::write_file(o.report, report(cached, std::filesystem::path(c.model).filename().string(),
+                                                 carried_policy(cached), test, e, scores, cache_section(r)));
+    }
     if (c.as_json) {
       j["validation"] = to_json(e);
     } else {
@@ -397,8 +402,17 @@ int bench(const Common& c, Index batch, int threads, double seconds, bool per_la
   return 0;
 }
 
-int save(const Common& c, const std::string& output, bool nested) {
-  const Model m = c.load();
+int save(const Common& c, const std::string& output, bool nested, bool without_exits) {
+  Model m = c.load();
+  if (without_exits) {
+    require_exits(m);
+    offramp::Graph g = m.graph();
+    for (const char* key : {"offramp.exits", "offramp.policy", "offramp.certificate"}) g.metadata.erase(key);
+    const auto answer = std::find_if(g.outputs.begin(), g.outputs.end(),
+                                     [&](offramp::ValueId v) { return g[v].name == m.exits().back().name; });
+    const std::vector<offramp::ValueId> last{*answer};
+    m = Model(with_outputs(std::move(g), last), c.options());
+  }
   offramp::save_onnx(m, output, nested ? offramp::ExitForm::nested_if : offramp::ExitForm::outputs);
   if (c.as_json)
     std::cout << json{{"output", output}}.dump() << '\n';
@@ -485,6 +499,7 @@ int main(int argc, char** argv) {
                             "inputs to choose and certify by, where they are a set of their own");
   cache_command->add_option("--test", k.test, "inputs to measure the result on, in turn with the full network");
   cache_command->add_option("--output", k.output, "the cached network, an ONNX file");
+  cache_command->add_option("--report", k.report, "an HTML page about the result on the test data");
   auto* risk = cache_command->add_option_group("risk", "at most one of (default: a disagreement of 1)");
   risk->add_option("--max-disagreement", k.disagreement, "answers in a hundred that may differ from the full network's")
       ->check(CLI::Range(0.001, 99.0));
@@ -534,6 +549,10 @@ int main(int argc, char** argv) {
   save_command->add_option("--output", output, "the ONNX file to write")->required();
   save_command->add_flag("--nested-if", nested, "nest the exits, so that any runtime skips what is behind them");
 
+  bool without_exits = false;
+  auto* plain = save_command->add_flag("--without-exits", without_exits, "leave the exits and their policy out");
+  plain->excludes("--nested-if");
+
   CLI11_PARSE(app, argc, argv);
   try {
     if (*inspect_command) return inspect(c);
@@ -541,7 +560,7 @@ int main(int argc, char** argv) {
     if (*eval_command) return eval(c, spec, policy, threads, batch, report_path);
     if (*calibrate_command) return calibrate(c, cal);
     if (*cache_command) return cache(c, k);
-    if (*save_command) return save(c, output, nested);
+    if (*save_command) return save(c, output, nested, without_exits);
     if (*bench_command) return bench(c, batch, threads, seconds, per_layer);
   } catch (const std::exception& e) {
     std::string what = e.what();

@@ -99,11 +99,9 @@ struct CacheResult {
 /// Called with what is being done, how much of it is done, and how much there is.
 using CacheProgress = std::function<void(const std::string& what, Index done, Index total)>;
 
-namespace detail {
-
 /// Milliseconds of each stage and head of a model for one sample, medians over some of `samples`.
-inline std::pair<std::vector<double>, std::vector<double>> measure_prices(const Model& model,
-                                                                          std::span<const float> samples) {
+inline std::pair<std::vector<double>, std::vector<double>> measure_exits(const Model& model,
+                                                                         std::span<const float> samples) {
   using clock = std::chrono::steady_clock;
   const auto exits = static_cast<std::size_t>(model.exit_count());
   std::vector<std::vector<double>> stages(exits), heads(exits);
@@ -135,6 +133,8 @@ inline std::pair<std::vector<double>, std::vector<double>> measure_prices(const 
   };
   return {medians(stages), medians(heads)};
 }
+
+namespace detail {
 
 /// A graph with one head on each of `places`, as outputs `prefix_0`, `prefix_1`, ... before its answer.
 inline Graph with_heads(Graph g, ValueId answer, std::span<const ValueId> places, std::span<const Head> heads,
@@ -433,7 +433,7 @@ class Cacher {
     const Index n = static_cast<Index>(samples.size()) / size_;
     ExitScores r = record_scores(model, samples, labels, [&](Index done) { say(what, done, n); });
     if (options_.objective == Objective::latency)
-      std::tie(r.stage_prices, r.head_prices) = measure_prices(model, samples);
+      std::tie(r.stage_prices, r.head_prices) = measure_exits(model, samples);
     // The model orders its exits by cost, and heads of one place may change places.
     std::vector<Index> order;
     for (std::size_t i = 0; i < heads.size(); ++i) {

@@ -42,6 +42,20 @@ class NodeWriter {
     return emit(op, {v}, {{"axes", std::vector<Index>{1}}, {"keepdims", Index{0}}});
   }
 
+  /// The sum of all elements, as a scalar.
+  ValueId reduce_sum(ValueId v) {
+    if (g_.opset >= 13) return emit("ReduceSum", {v, integers("axes", {0, 1})}, {{"keepdims", Index{0}}});
+    return emit("ReduceSum", {v}, {{"axes", std::vector<Index>{0, 1}}, {"keepdims", Index{0}}});
+  }
+  /// An operator with two outputs.
+  std::pair<ValueId, ValueId> emit_two(const std::string& op, std::vector<ValueId> in,
+                                       std::vector<Attribute> attributes = {}) {
+    const ValueId first = emit(op, std::move(in), std::move(attributes));
+    const ValueId second = g_.add_value(g_[first].name + "_second");
+    g_.nodes.back().outputs.push_back(second);
+    return {first, second};
+  }
+
  private:
   Graph& g_;
   std::string prefix_;

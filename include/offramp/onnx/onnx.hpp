@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "offramp/graph/model.hpp"
+#include "offramp/onnx/condition.hpp"
 #include "offramp/onnx/read.hpp"
 #include "offramp/onnx/write.hpp"
 #include "offramp/policy/parse.hpp"
@@ -45,7 +46,8 @@ enum class ExitForm {
 namespace detail {
 
 /// Splits the nodes of a graph by the first exit that needs them and nests the rest in `If` nodes.
-inline Graph nest_exits(const Graph& source, const std::vector<ValueId>& exits, const std::vector<float>& thresholds) {
+inline Graph nest_exits(const Graph& source, const std::vector<ValueId>& exits, const std::vector<Index>& numbers,
+                        const WrittenPolicy& policy, Index classes) {
   const std::vector<int> producer = source.producers();
   std::vector<std::size_t> first(source.nodes.size(), exits.size());
   for (std::size_t k = exits.size(); k-- > 0;) {
@@ -97,30 +99,12 @@ inline Graph nest_exits(const Graph& source, const std::vector<ValueId>& exits, 
     if (!inner) {
       level.outputs = {answer};
     } else {
-      // All samples of a batch must be confident; for one sample that is the exit's own rule.
       const std::string base = "offramp.exit_" + std::to_string(k);
-      const auto emit = [&](const char* op, std::vector<ValueId> in, const std::string& out) -> Node& {
-        Node n;
-        n.op = op;
-        n.name = base + "." + out;
-        n.inputs = std::move(in);
-        n.outputs = {level.add_value(base + "." + out)};
-        level.nodes.push_back(std::move(n));
-        return level.nodes.back();
-      };
-      Node& softmax = emit("Softmax", {answer}, "probabilities");
-      softmax.set("axis", Index{source.opset < 13 ? 1 : -1});
-      const ValueId probabilities = softmax.outputs[0];
-      Node& largest = emit("ReduceMax", {probabilities}, "largest");
-      largest.set("axes", std::vector<Index>{1});
-      largest.set("keepdims", Index{0});
-      const ValueId top = largest.outputs[0];
-      Node& least = emit("ReduceMin", {top}, "confidence");
-      least.set("keepdims", Index{0});
-      const ValueId confidence = least.outputs[0];
-      const ValueId threshold =
-          level.add_constant(base + ".threshold", Tensor::of<float>(Shape{}, {&thresholds[k], 1}));
-      const ValueId leave = emit("GreaterOrEqual", {confidence, threshold}, "leave").outputs[0];
+      std::vector<ValueId> scores;
+      for (std::size_t e = 0; e < k && policy.looks_back(); ++e) scores.push_back(translate(exits[e]));
+      scores.push_back(answer);
+      NodeWriter writer(level, base);
+      const ValueId leave = write_condition(writer, policy, numbers[k], scores, classes);
       auto then_branch = std::make_shared<Graph>();
       then_branch->opset = source.opset;
       then_branch->name = base + ".answer";
@@ -154,8 +138,8 @@ inline Graph nest_exits(const Graph& source, const std::vector<ValueId>& exits, 
 }  // namespace detail
 
 /// The bytes of an ONNX file that any runtime opens and that gives the model's outputs. `metadata` is added to what the
-/// model carries. Nested exits need the policy `max-probability` in the metadata; exits that it never takes are left
-/// out.
+/// model carries. Nested exits need a policy that can be written as operators (WrittenPolicy), and take one sample at a
+/// time; exits that it never takes are left out.
 inline std::string save_onnx(const Model& model, ExitForm form = ExitForm::outputs,
                              const std::map<std::string, std::string>& metadata = {}) {
   Graph g = model.graph();
@@ -169,24 +153,23 @@ inline std::string save_onnx(const Model& model, ExitForm form = ExitForm::outpu
                   "nested exits need opset 12 to 17, the network has " + std::to_string(g.opset));
   const auto policy = g.metadata.find("offramp.policy");
   OFFRAMP_REQUIRE(policy != g.metadata.end(), "nested exits need a policy: calibrate the network first");
-  const std::vector<float> given = max_probability_thresholds(policy->second);
+  WrittenPolicy written = WrittenPolicy::parse(policy->second);
   std::vector<ValueId> exits;
-  std::vector<float> thresholds;
-  std::string kept;
+  std::vector<Index> numbers;
   for (std::size_t k = 0; k < model.exits().size(); ++k) {
     const bool last = k + 1 == model.exits().size();
-    const float t = given[std::min(k, given.size() - 1)];
-    if (!last && t > 1) continue;
+    const auto exit = static_cast<Index>(k);
+    if (!last && !written.needs(exit, model.class_count())) continue;
     for (const ValueId v : g.outputs) {
       if (g[v].name == model.exits()[k].name) exits.push_back(v);
     }
-    thresholds.push_back(t);
-    if (!last) kept += (kept.empty() ? "" : ",") + policy_number(t);
+    numbers.push_back(exit);
   }
   OFFRAMP_REQUIRE(exits.size() > 1, "the policy never takes an early exit");
-  Graph nested = detail::nest_exits(g, exits, thresholds);
+  Graph nested = detail::nest_exits(g, exits, numbers, written, model.class_count());
   nested.metadata = g.metadata;
-  nested.metadata["offramp.policy"] = "max-probability:" + kept;
+  // What is left of the policy, for whoever reads the exits back.
+  nested.metadata["offramp.policy"] = written.text_of(numbers, model.class_count());
   nested.metadata.erase("offramp.exits");
   return onnx::write(nested);
 }

@@ -192,11 +192,4 @@ inline std::string policy_text(const Gate& g) {
   return s + ')';
 }
 
-/// The thresholds of a `max-probability` policy; raises an Error where the text is another one.
-inline std::vector<float> max_probability_thresholds(const std::string& text) {
-  constexpr std::string_view prefix = "max-probability:";
-  OFFRAMP_REQUIRE(text.starts_with(prefix), "expected a max-probability policy, found '" + text + "'");
-  return detail::parse_numbers(std::string_view(text).substr(prefix.size()), text);
-}
-
 }  // namespace offramp
