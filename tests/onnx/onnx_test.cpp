@@ -2,7 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstring>
 
 #include "graphs.hpp"
@@ -58,15 +60,17 @@ TEST(Onnx, NestedExitsComeBackAsTheSameNetwork) {
 // Each kind of policy, written as operators, leaves where the policy leaves.
 TEST(Onnx, NestedExitsDecideAsTheirPolicyDoes) {
   const Model m(test::residual_network());
-  const auto x = test::random_floats(40 * 192, 9, -2, 2);
+  // Samples of all sizes, so that scores are of all sizes, too.
+  auto x = test::random_floats(40 * 192, 9, -2, 2);
+  for (std::size_t i = 0; i < x.size(); ++i) x[i] *= std::pow(0.7f, static_cast<float>(i / 192 % 20));
   std::string means;
   for (int i = 0; i < 16; ++i) means += ",-" + std::to_string(0.5 + 0.1 * i).substr(0, 4);
   const std::string row = "0.2,0.5,0.1,-0.3,0.4,0.2,-0.1,0.1,-0.1,0.2,0.0" + means;
   std::string gate = "gate(";
   gate += row + ';' + row + ";0.75,0.8)";
   const std::vector<std::string> policies{
-      "max-probability:0.5,0.6", "max-probability-per-class:4:0.5,0.4,0.6,inf,0.5,0.6,0.7,0.5",
-      "ensemble(max-probability:0.5,0.5)", gate,
+      "max-probability:0.99999,0.999", "max-probability-per-class:4:0.9999,0.99999,inf,0.99,0.999,0.9,0.99,0.5",
+      "ensemble(max-probability:0.99999,0.999)", gate,
       "ensemble(gate(0.2,0.5,0.1,-0.3,0.4,0.2,0;0.1,0.5,0.1,-0.3,0.4,0.2,0;0.7,0.7))"};
   for (const std::string& policy : policies) {
     const Graph raw = onnx::read(bytes_of(save_onnx(m, ExitForm::nested_if, {{"offramp.policy", policy}})));
@@ -78,12 +82,13 @@ TEST(Onnx, NestedExitsDecideAsTheirPolicyDoes) {
       ++taken[static_cast<std::size_t>(q.exit)];
       const std::vector<Tensor> in{Tensor::of<float>({1, 3, 8, 8}, sample)};
       const Operators operators;
-      const auto y = evaluate(raw, in, {operators, kernel::kernels_for(best_isa()), {}})[0].values<float>();
+      const auto results = evaluate(raw, in, {operators, kernel::kernels_for(best_isa()), {}});
+      const auto y = results[0].values<float>();
       const Tensor own = m.run(in)[static_cast<std::size_t>(q.exit)];
-      for (std::size_t c = 0; c < y.size(); ++c) EXPECT_NEAR(y[c], own.values<float>()[c], 1e-4f) << policy << i;
+      for (std::size_t c = 0; c < y.size(); ++c)
+        EXPECT_NEAR(y[c], own.values<float>()[c], 1e-5f * (1 + std::fabs(y[c]))) << policy << i;
     }
-    EXPECT_GT(taken[0] + taken[1], 0) << policy;
-    EXPECT_GT(taken[2], 0) << policy;
+    EXPECT_LT(*std::max_element(taken.begin(), taken.end()), 40) << policy;  // not all at one exit
   }
 }
 
@@ -94,7 +99,7 @@ TEST(Onnx, ConditionsAreReadWhereNoPolicyIsNamed) {
   raw.metadata.clear();
   const std::string bare = onnx::write(raw);
   const Model again = load_onnx(bytes_of(bare));
-  EXPECT_EQ(again.metadata().at("offramp.policy"), "max-probability:0.5,0.625");
+  EXPECT_EQ(again.metadata().at("offramp.policy"), "max-probability:0.500000,0.625000");
 }
 
 TEST(Onnx, NestedExitsLeaveOutWhatIsNeverTaken) {

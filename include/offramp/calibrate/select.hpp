@@ -297,7 +297,7 @@ inline Selection choose_policy(const ExitScores& scores, const SelectionTarget& 
     best.tried.emplace_back(name_of(kind), current);
     if (current < least) least = current, best.kind = kind, best.exits = std::move(kept);
   }
-  if (least >= 1) best.exits.clear();
+  if (!target.budget && least >= 1) best.exits.clear();
   if (!best.exits.empty()) best.gate = gate_for(best.kind, keep_exits(scores, best.exits));
   return best;
 }
