@@ -70,10 +70,7 @@ inline Outcome apply_thresholds(const ExitRecords& r, std::span<const float> thr
     price[k] = price_so_far;
   }
   for (Index i = 0; i < r.samples; ++i) {
-    Index k = 0;
-    while (k + 1 < r.exits &&
-           !(r.confidence_at(i, k) >= thresholds[static_cast<std::size_t>(k * r.groups + r.group_at(i, k))]))
-      ++k;
+    const Index k = exit_of(r, thresholds, i);
     ++left[static_cast<std::size_t>(k)];
     right[static_cast<std::size_t>(k)] += r.right_at(i, k);
   }

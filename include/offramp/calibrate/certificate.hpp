@@ -175,10 +175,7 @@ struct Losses {
 inline Losses losses_of(const ExitRecords& r, std::span<const float> thresholds, Risk risk, bool per_class) {
   Losses l;
   for (Index i = 0; i < r.samples; ++i) {
-    Index k = 0;
-    while (k + 1 < r.exits &&
-           !(r.confidence_at(i, k) >= thresholds[static_cast<std::size_t>(k * r.groups + r.group_at(i, k))]))
-      ++k;
+    const Index k = exit_of(r, thresholds, i);
     const bool right = r.right_at(i, k), before = risk == Risk::disagreement || r.full_right(i);
     const auto add = [&](Losses::Count& c) {
       ++c.n;
@@ -265,11 +262,7 @@ inline std::size_t control_expected_disagreement(const ExitRecords& calibration,
   for (const ThresholdSetting& s : settings) {
     Index errors = 0;
     for (Index i = 0; i < calibration.samples; ++i) {
-      Index k = 0;
-      while (k + 1 < calibration.exits &&
-             !(calibration.confidence_at(i, k) >=
-               s.thresholds[static_cast<std::size_t>(k * calibration.groups + calibration.group_at(i, k))]))
-        ++k;
+      const Index k = exit_of(calibration, s.thresholds, i);
       auto& own = lost[static_cast<std::size_t>(i)];
       own = own || !calibration.right_at(i, k);
       errors += own;

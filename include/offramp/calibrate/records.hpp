@@ -151,6 +151,15 @@ struct ExitRecords {
   }
 };
 
+/// The exit that sample i leaves at with these thresholds, [exit] or [exit][group].
+inline Index exit_of(const ExitRecords& r, std::span<const float> thresholds, Index i) noexcept {
+  Index k = 0;
+  while (k + 1 < r.exits &&
+         !(r.confidence_at(i, k) >= thresholds[static_cast<std::size_t>(k * r.groups + r.group_at(i, k))]))
+    ++k;
+  return k;
+}
+
 /// What makes an answer right.
 enum class Truth : std::uint8_t {
   full_network,  ///< it is the full network's; no labels are read

@@ -237,7 +237,9 @@ inline Selection choose_policy(const ExitScores& scores, const SelectionTarget& 
                                              PolicyKind::ensemble, PolicyKind::gate, PolicyKind::ensemble_gate};
   if (kinds.empty()) kinds = all_kinds;
   constexpr Index folds = 4;
-  // The fine at which the plain rule meets the target.
+  // The fine at which the plain rule meets the target; below a thousandth, samples do not tell.
+  SelectionTarget reachable = target;
+  reachable.epsilon = std::max(target.epsilon, 0.001);
   double fine = 3000;
   {
     const JudgedTarget judged(PolicyKind::max_probability, {{}, Thresholds(1.0f)}, scores, target);
@@ -245,7 +247,7 @@ inline Selection choose_policy(const ExitScores& scores, const SelectionTarget& 
     std::vector<float> at = search.all_off();
     for (double f = fine; f > 0.05; f /= 1.3) {
       search.descend(at, f);
-      if (judged.meets(at, target)) {
+      if (judged.meets(at, reachable)) {
         fine = f;
         if (target.budget) break;
       }
@@ -358,10 +360,12 @@ namespace detail {
 /// The last setting of a path whose risk, by cross-validation, is as allowed, up to a quarter of a standard error.
 inline const ThresholdSetting* at_validated_target(const std::vector<ThresholdSetting>& path, const ExitScores& scores,
                                                    PolicyKind kind, const SelectionTarget& target) {
+  constexpr double alike = 0.001;  // share of answers that differ, below which labels tell nothing
   const std::vector<ValidatedRisk> risks = validated_risks(path, scores, kind, target.risk, Truth::full_network);
   const ThresholdSetting* best = nullptr;
   for (std::size_t i = 0; i < path.size(); ++i) {
-    if (risks[i].mean <= target.epsilon + risks[i].standard_error / 4) best = &path[i];
+    const bool is_alike = target.risk == Risk::accuracy_drop && path[i].outcome.accuracy >= 1 - alike;
+    if (is_alike || risks[i].mean <= target.epsilon + risks[i].standard_error / 4) best = &path[i];
   }
   return best;
 }

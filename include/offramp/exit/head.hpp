@@ -10,6 +10,7 @@
 
 #include "offramp/core/error.hpp"
 #include "offramp/core/shape.hpp"
+#include "offramp/layer/grid.hpp"
 
 namespace offramp {
 
@@ -86,12 +87,6 @@ struct HeadPool {
     for (const Index g : grids) cells += g * g;
     return cells * (Index{average} + Index{maximum}) + Index{first_token};
   }
-};
-
-/// One axis of a pooling grid: `cells` windows that cover `size` positions.
-struct GridAxis {
-  Index stride = 1, kernel = 1;
-  constexpr GridAxis(Index size, Index cells) noexcept : stride(size / cells), kernel(size - stride * (cells - 1)) {}
 };
 
 /// A dense layer; weights [out][in].

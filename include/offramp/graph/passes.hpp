@@ -382,9 +382,9 @@ inline void join_pools(Graph& g, const Inference& shapes) {
         if (!fits) break;
         grid = (x.shape[2] - kernel[0]) / stride[0] + 1;
         for (int a = 0; a < 2; ++a) {
-          const Index size = x.shape[a + 2], step = size / grid;
+          const GridAxis axis(x.shape[a + 2], grid);
           const auto u = static_cast<std::size_t>(a);
-          fits = fits && stride[u] == step && kernel[u] == size - step * (grid - 1);
+          fits = fits && stride[u] == axis.stride && kernel[u] == axis.kernel;
         }
       }
       if (!fits) break;

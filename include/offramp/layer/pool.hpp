@@ -12,6 +12,7 @@
 #include "offramp/kernel/pack.hpp"
 #include "offramp/layer/conv.hpp"
 #include "offramp/layer/element.hpp"
+#include "offramp/layer/grid.hpp"
 #include "offramp/layer/operation.hpp"
 
 namespace offramp {
@@ -252,10 +253,10 @@ class GridPoolOperation final : public Operation {
         if (divides) {
           combine(reinterpret_cast<const float*>(run.scratch), grids_.front(), g, c, sum, largest, run.kernels);
         } else {
-          const GridCells down(h, g), across(w, g);
+          const GridAxis down(h, g), across(w, g);
           for (Index k = 0; k < g * g; ++k) {
             const float* first = image + (k / g * down.stride * w + k % g * across.stride) * c;
-            run.kernels.pool_cell(first, w * c, down.size, across.size, c, is_average_ ? sum + k * c : nullptr,
+            run.kernels.pool_cell(first, w * c, down.kernel, across.kernel, c, is_average_ ? sum + k * c : nullptr,
                                   is_maximum_ ? largest + k * c : nullptr);
           }
         }
@@ -267,11 +268,6 @@ class GridPoolOperation final : public Operation {
   }
 
  private:
-  struct GridCells {
-    Index stride, size;
-    GridCells(Index n, Index cells) noexcept : stride(n / cells), size(n - stride * (cells - 1)) {}
-  };
-
   // A coarse grid from the cells of a fine one that it divides.
   void combine(const float* fine, Index from, Index to, Index c, float* sum, float* largest,
                const kernel::Kernels& kernels) const noexcept {
@@ -284,8 +280,8 @@ class GridPoolOperation final : public Operation {
     }
   }
   void write(Index g, Index h, Index w, Index c, const float* sum, const float* largest, float* out) const noexcept {
-    const GridCells down(h, g), across(w, g);
-    const float scale = 1 / static_cast<float>(down.size * across.size);
+    const GridAxis down(h, g), across(w, g);
+    const float scale = 1 / static_cast<float>(down.kernel * across.kernel);
     for (const Index p : parts_) {
       if (p == g || p == -g) {
         const float* from = p > 0 ? sum : largest;
