@@ -188,4 +188,44 @@ inline std::vector<Tensor> evaluate(const Graph& graph, std::span<const Tensor> 
   return results;
 }
 
+/// Type and shape of every input of a graph for a batch of n. `given` are the sizes of the first input where the file
+/// leaves them open, or empty.
+inline std::vector<TensorView> input_views(const Graph& g, Index n, const std::vector<Index>& given,
+                                           const Limits& limits) {
+  std::vector<TensorView> in;
+  for (std::size_t i = 0; i < g.inputs.size(); ++i) {
+    const Value& v = g[g.inputs[i]];
+    TensorView x;
+    x.type = v.type;
+    std::vector<Index> sizes = v.sizes;
+    if (i == 0 && !given.empty()) {
+      sizes = given;
+      OFFRAMP_REQUIRE(!v.has_shape || sizes.size() == v.sizes.size(),
+                      "input '" + v.name + "' has " + std::to_string(v.sizes.size()) + " axes, the given shape " +
+                          std::to_string(sizes.size()));
+      for (std::size_t a = 1; v.has_shape && a < sizes.size(); ++a) {
+        OFFRAMP_REQUIRE(v.sizes[a] == dynamic || v.sizes[a] == sizes[a],
+                        "axis " + std::to_string(a) + " of input '" + v.name + "' is " + std::to_string(v.sizes[a]) +
+                            ", the given shape has " + std::to_string(sizes[a]));
+      }
+    } else {
+      OFFRAMP_REQUIRE(v.has_shape, "input '" + v.name + "' has no declared shape: give one");
+    }
+    // The batch is axis 0 where the file leaves it open; a lone input that was exported with a batch of 1 takes any.
+    const bool has_batch = !sizes.empty() && v.has_shape && !v.sizes.empty()
+                               ? v.sizes[0] == dynamic || (g.inputs.size() == 1 && v.sizes[0] == 1)
+                               : !v.has_shape;
+    for (std::size_t a = 0; a < sizes.size(); ++a) {
+      const Index size = a == 0 && has_batch ? n : sizes[a];
+      OFFRAMP_REQUIRE(size != dynamic,
+                      "axis " + std::to_string(a) + " of input '" + v.name + "' is open: give a shape");
+      OFFRAMP_REQUIRE(size >= 0, "input '" + v.name + "' has a negative size");
+      x.shape.push_back(size);
+    }
+    detail::check_size(x, limits.tensor_bytes);
+    in.push_back(x);
+  }
+  return in;
+}
+
 }  // namespace offramp

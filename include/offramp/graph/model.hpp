@@ -21,6 +21,7 @@
 #include "offramp/graph/exits.hpp"
 #include "offramp/graph/graph.hpp"
 #include "offramp/graph/infer.hpp"
+#include "offramp/graph/integer_passes.hpp"
 #include "offramp/graph/passes.hpp"
 #include "offramp/kernel/dispatch.hpp"
 
@@ -209,7 +210,6 @@ class Model {
   static void cut_blocks(Data& d);
   static bool is_rows(const Data& d, ValueId v) noexcept;
   static Memory plan_memory(const Data& d, Index n);
-  static std::vector<TensorView> probe(const Data& d, const Graph& g, Index n);
   static State state_of(const Data& d, Index capacity);
   static void bind(const Data& d, State& s, std::size_t block, Index first, Index count) noexcept;
   template <class Watch>
@@ -238,43 +238,6 @@ class Model::State {
 };
 
 // ---- preparation ----------------------------------------------------------------------------------------------------
-
-inline std::vector<TensorView> Model::probe(const Data& d, const Graph& g, Index n) {
-  std::vector<TensorView> in;
-  for (std::size_t i = 0; i < g.inputs.size(); ++i) {
-    const Value& v = g[g.inputs[i]];
-    TensorView x;
-    x.type = v.type;
-    std::vector<Index> sizes = v.sizes;
-    if (i == 0 && !d.options.shape.empty()) {
-      sizes = d.options.shape;
-      OFFRAMP_REQUIRE(!v.has_shape || sizes.size() == v.sizes.size(),
-                      "input '" + v.name + "' has " + std::to_string(v.sizes.size()) + " axes, the given shape " +
-                          std::to_string(sizes.size()));
-      for (std::size_t a = 1; v.has_shape && a < sizes.size(); ++a) {
-        OFFRAMP_REQUIRE(v.sizes[a] == dynamic || v.sizes[a] == sizes[a],
-                        "axis " + std::to_string(a) + " of input '" + v.name + "' is " + std::to_string(v.sizes[a]) +
-                            ", the given shape has " + std::to_string(sizes[a]));
-      }
-    } else {
-      OFFRAMP_REQUIRE(v.has_shape, "input '" + v.name + "' has no declared shape: give one");
-    }
-    // The batch is axis 0 where the file leaves it open; a lone input that was exported with a batch of 1 takes any.
-    const bool has_batch = !sizes.empty() && v.has_shape && !v.sizes.empty()
-                               ? v.sizes[0] == dynamic || (g.inputs.size() == 1 && v.sizes[0] == 1)
-                               : !v.has_shape;
-    for (std::size_t a = 0; a < sizes.size(); ++a) {
-      const Index size = a == 0 && has_batch ? n : sizes[a];
-      OFFRAMP_REQUIRE(size != dynamic,
-                      "axis " + std::to_string(a) + " of input '" + v.name + "' is open: give a shape");
-      OFFRAMP_REQUIRE(size >= 0, "input '" + v.name + "' has a negative size");
-      x.shape.push_back(size);
-    }
-    detail::check_size(x, d.options.limits.tensor_bytes);
-    in.push_back(x);
-  }
-  return in;
-}
 
 inline std::shared_ptr<const Model::Data> Model::build(Graph graph, const ModelOptions& options) {
   auto d = std::make_shared<Data>();
@@ -321,8 +284,8 @@ inline void Model::plan(Data& d) {
   // Three probes tell how sizes grow with the batch; one sample at a time, they are all the same.
   const Index declared = source[source.inputs[0]].sizes.empty() ? 1 : source[source.inputs[0]].sizes[0];
   const auto batch = [&](Index n) { return d.single ? (declared == dynamic ? 1 : declared) : n; };
-  const Inference two = infer(source, probe(d, source, batch(2)), context);
-  const Inference three = infer(source, probe(d, source, batch(3)), context);
+  const Inference two = infer(source, input_views(source, batch(2), d.options.shape, d.options.limits), context);
+  const Inference three = infer(source, input_views(source, batch(3), d.options.shape, d.options.limits), context);
 
   // Nominal costs, from the graph as the file states it.
   const auto cost_of = [&](const Inference& shapes, std::size_t i) {
@@ -343,6 +306,8 @@ inline void Model::plan(Data& d) {
   d.prepared = source;
   Graph& g = d.prepared;
   for (std::size_t i = 0; i < g.nodes.size(); ++i) g.nodes[i].origins = {static_cast<int>(i)};
+  passes::fold_constants(g, two, three, true);
+  passes::FuseIntegers(g, two).run();
   passes::fold_constants(g, two, three);
   passes::remove_identities(g, two);
   g.remove_dead_nodes();
@@ -358,9 +323,9 @@ inline void Model::plan(Data& d) {
 
   // Sizes as functions of the batch.
   d.values.assign(g.values.size(), {});
-  Inference a = infer(g, probe(d, g, batch(2)), context, Prepare::all);
-  const Inference b = infer(g, probe(d, g, batch(3)), context);
-  const Inference c = infer(g, probe(d, g, batch(5)), context);
+  Inference a = infer(g, input_views(g, batch(2), d.options.shape, d.options.limits), context, Prepare::all);
+  const Inference b = infer(g, input_views(g, batch(3), d.options.shape, d.options.limits), context);
+  const Inference c = infer(g, input_views(g, batch(5), d.options.shape, d.options.limits), context);
   for (std::size_t v = 0; v < g.values.size(); ++v) {
     const TensorView &x = a.views[v], &y = b.views[v], &z = c.views[v];
     ValueInfo& info = d.values[v];

@@ -80,9 +80,10 @@ inline void erase_marked(Graph& g) {
 }
 
 /// Replaces values that are known whatever the batch by constants; `a` and `b` were inferred with different batches.
-inline void fold_constants(Graph& g, const Inference& a, const Inference& b) {
+/// With `keep_bytes`, what dequantizes constant bytes stays.
+inline void fold_constants(Graph& g, const Inference& a, const Inference& b, bool keep_bytes = false) {
   for (Node& node : g.nodes) {
-    bool all = true;
+    bool all = !(keep_bytes && node.op == "DequantizeLinear");
     for (const ValueId v : node.outputs) {
       if (v == no_value) continue;
       const Tensor &x = a.known[static_cast<std::size_t>(v)], &y = b.known[static_cast<std::size_t>(v)];
@@ -520,16 +521,21 @@ class ChannelsLast {
       g_.nodes.push_back(std::move(node));
       return true;
     }
-    if (node.op == "Conv" ||
-        (node.op.ends_with("Pool") && shapes_.views[static_cast<std::size_t>(node.inputs[0])].type == DType::f32)) {
+    const bool is_integer_conv = node.op == "IntegerConv";
+    const DType type = shapes_.views[static_cast<std::size_t>(node.inputs[0])].type;
+    if (node.op == "Conv" || is_integer_conv ||
+        (node.op.ends_with("Pool") && (type == DType::f32 || type == DType::u8 || type == DType::i8))) {
       node.inputs[0] = last(node.inputs[0]);
-      if (node.input(3) != no_value) node.inputs[3] = last(node.inputs[3]);
+      const std::size_t residual = is_integer_conv ? 4 : 3;
+      if (node.input(residual) != no_value) node.inputs[residual] = last(node.inputs[residual]);
       node.set("offramp.channels_last", Index{1});
       emit(std::move(node), out);
       return true;
     }
     if (!has_twin(node.inputs[0]) && !(node.inputs.size() > 1 && has_twin(node.inputs[1]))) return false;
-    const bool unary = find_unary(node.op) || node.op == "Clip" || node.op == "Cast" || node.op == "Identity";
+    const bool scales =
+        (node.op == "QuantizeLinear" || node.op == "DequantizeLinear") && shape(node.inputs[1]).count() == 1;
+    const bool unary = find_unary(node.op) || node.op == "Clip" || node.op == "Cast" || node.op == "Identity" || scales;
     if (unary && has_twin(node.inputs[0])) {
       node.inputs[0] = last(node.inputs[0]);
       emit(std::move(node), out);
@@ -538,6 +544,11 @@ class ChannelsLast {
     if (node.op == "BatchNormalization" && has_twin(node.inputs[0])) {
       node.inputs[0] = last(node.inputs[0]);
       node.set("offramp.channels_last", Index{1});
+      emit(std::move(node), out);
+      return true;
+    }
+    if (node.op == "IntegerAdd") {
+      for (ValueId& v : node.inputs) v = last(v);
       emit(std::move(node), out);
       return true;
     }

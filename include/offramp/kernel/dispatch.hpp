@@ -1,12 +1,14 @@
 /// @file dispatch.hpp
 /// The vector kernels of every instruction set, compiled from one text, and the choice between them.
 ///
-/// The text (vector_text.inc) is included once per instruction set, each time in its own namespace and under
-/// function-level target options, so a program built with plain -O2 runs at the speed of the CPU that it meets.
+/// The texts (vector_text.inc and, for bytes, integer_text.inc) are included once per instruction set, each time in its
+/// own namespace and under function-level target options, so a program built with plain -O2 runs at the speed of the
+/// CPU that it meets.
 #pragma once
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -17,16 +19,27 @@
 #include "offramp/core/config.hpp"
 #include "offramp/kernel/isa.hpp"
 #include "offramp/kernel/kernels.hpp"
+#if OFFRAMP_X86_TARGETS
+#include <immintrin.h>
+#endif
 
 #define OFFRAMP_TARGET_NAMESPACE baseline
 #define OFFRAMP_TARGET_LANES 4
 #define OFFRAMP_TARGET_REGISTERS 16
+#if OFFRAMP_X86_TARGETS
+#define OFFRAMP_TARGET_DOT 1
+#else
+#define OFFRAMP_TARGET_DOT 0
+#endif
+#include "offramp/kernel/integer_text.inc"
 #include "offramp/kernel/vector_text.inc"
 #undef OFFRAMP_TARGET_NAMESPACE
 #undef OFFRAMP_TARGET_LANES
 #undef OFFRAMP_TARGET_REGISTERS
+#undef OFFRAMP_TARGET_DOT
 
 #if OFFRAMP_X86_TARGETS
+#define OFFRAMP_TARGET_DOT 1
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
@@ -37,6 +50,7 @@
 #define OFFRAMP_TARGET_NAMESPACE avx2
 #define OFFRAMP_TARGET_LANES 8
 #define OFFRAMP_TARGET_REGISTERS 16
+#include "offramp/kernel/integer_text.inc"
 #include "offramp/kernel/vector_text.inc"
 #undef OFFRAMP_TARGET_NAMESPACE
 #undef OFFRAMP_TARGET_LANES
@@ -53,10 +67,26 @@
 #define OFFRAMP_TARGET_NAMESPACE avx512
 #define OFFRAMP_TARGET_LANES 16
 #define OFFRAMP_TARGET_REGISTERS 32
+#include "offramp/kernel/integer_text.inc"
 #include "offramp/kernel/vector_text.inc"
 #undef OFFRAMP_TARGET_NAMESPACE
-#undef OFFRAMP_TARGET_LANES
 #undef OFFRAMP_TARGET_REGISTERS
+#undef OFFRAMP_TARGET_DOT
+#if defined(__clang__)
+#pragma clang attribute pop
+#pragma clang attribute push(__attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"))), \
+                             apply_to = function)
+#else
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
+#endif
+#define OFFRAMP_TARGET_NAMESPACE avx512_vnni
+#define OFFRAMP_TARGET_DOT 2
+#include "offramp/kernel/integer_text.inc"
+#undef OFFRAMP_TARGET_NAMESPACE
+#undef OFFRAMP_TARGET_LANES
+#undef OFFRAMP_TARGET_DOT
 #if defined(__clang__)
 #pragma clang attribute pop
 #else
@@ -70,6 +100,14 @@ namespace offramp::kernel {
 /// The kernels of `isa`, or of the baseline where this build has none for it.
 inline const Kernels& kernels_for(Isa isa) noexcept {
 #if OFFRAMP_X86_TARGETS
+  if (isa == Isa::avx512_vnni) {
+    static const Kernels vnni = [] {
+      Kernels k = avx512::table();
+      k.integer = &avx512_vnni::integer::table_of_kernels;
+      return k;
+    }();
+    return vnni;
+  }
   if (isa == Isa::avx512) return avx512::table();
   if (isa == Isa::avx2) return avx2::table();
 #endif

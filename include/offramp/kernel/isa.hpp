@@ -12,7 +12,7 @@
 namespace offramp {
 
 /// Instruction sets that kernels are compiled for, slowest first. A later one implies the earlier ones.
-enum class Isa : std::uint8_t { baseline, avx2, avx512 };
+enum class Isa : std::uint8_t { baseline, avx2, avx512, avx512_vnni };
 
 constexpr std::string_view name_of(Isa isa) noexcept {
   switch (isa) {
@@ -22,6 +22,8 @@ constexpr std::string_view name_of(Isa isa) noexcept {
       return "avx2";
     case Isa::avx512:
       return "avx512";
+    case Isa::avx512_vnni:
+      return "avx512-vnni";
   }
   return "baseline";
 }
@@ -33,7 +35,8 @@ inline Isa best_isa() noexcept {
     if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return Isa::baseline;
     const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    return wide ? Isa::avx512 : Isa::avx2;
+    if (!wide) return Isa::avx2;
+    return __builtin_cpu_supports("avx512vnni") ? Isa::avx512_vnni : Isa::avx512;
   }();
   return best;
 #else
@@ -43,7 +46,7 @@ inline Isa best_isa() noexcept {
 
 /// The instruction sets that can be used here, slowest first.
 inline std::span<const Isa> available_isas() noexcept {
-  static constexpr std::array all{Isa::baseline, Isa::avx2, Isa::avx512};
+  static constexpr std::array all{Isa::baseline, Isa::avx2, Isa::avx512, Isa::avx512_vnni};
   return std::span(all).first(static_cast<std::size_t>(best_isa()) + 1);
 }
 

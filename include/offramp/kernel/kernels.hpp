@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "offramp/core/shape.hpp"
+#include "offramp/kernel/integer.hpp"
 
 namespace offramp::kernel {
 
@@ -150,6 +151,7 @@ struct Kernels {
   /// `rounds` times 12 independent vector multiply-adds in registers, lanes * 24 FLOPs a round: the peak that speeds
   /// are measured against. Returns a sum, so that nothing is optimised away.
   float (*multiply_adds)(Index rounds, float x) noexcept;
+  const IntegerKernels* integer;  ///< the kernels on bytes
 };
 
 }  // namespace offramp::kernel

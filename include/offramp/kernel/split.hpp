@@ -66,4 +66,40 @@ inline void gemm(const Gemm& g, const Kernels& kernels, ExecutorRef executor) no
   }
 }
 
+/// The same of bytes.
+inline void integer_gemm(const IntegerGemm& g, const Kernels& kernels, ExecutorRef executor) noexcept {
+  const Index threads = executor.threads();
+  if (threads == 1 || g.m * g.n * g.taps * g.run < 4 * least_parallel_macs) return kernels.integer->gemm(g);
+  constexpr Index tile = 8;
+  const Index size = g.output.stores_real ? 4 : 1;
+  const auto* residual = static_cast<const std::uint8_t*>(g.output.residual);
+  auto* c = static_cast<std::uint8_t*>(g.c);
+  const bool by_rows = g.m >= 4 * threads * tile || padded_columns(g.n) / column_block < 2 * threads;
+  const Index n = by_rows ? g.m : g.n, step = by_rows ? tile : 3 * column_block;
+  const Index parts = std::min((n + step - 1) / step, 4 * threads);
+  executor.each(parts, [&](Index i) {
+    const Range r = part_of(n, step, parts, i);
+    if (r.first >= r.last) return;
+    IntegerGemm part = g;
+    if (by_rows) {
+      part.m = r.last - r.first;
+      if (g.offsets) {
+        part.offsets += r.first * g.taps;
+      } else {
+        part.a += r.first * g.lda;
+      }
+      part.c = c + r.first * g.ldc * size;
+      if (residual) part.output.residual = residual + r.first * g.output.ldr;
+    } else {
+      part.n = r.last - r.first;
+      part.b += r.first * g.taps * ((g.run + 3) / 4 * 4);
+      part.bias += r.first;
+      part.output.scale += r.first;
+      part.c = c + r.first * size;
+      if (residual) part.output.residual = residual + r.first;
+    }
+    kernels.integer->gemm(part);
+  });
+}
+
 }  // namespace offramp::kernel

@@ -820,6 +820,8 @@ class PadOperation final : public Operation {
       copy_elements(fill_.mutable_data(), 0, v->data, 0, 1, size_of(v->type));
     else
       put_real(fill_.view(), 0, value_);
+    const auto* bytes = static_cast<const std::byte*>(fill_.data());
+    same_bytes_ = std::all_of(bytes, bytes + fill_.bytes(), [&](std::byte b) { return b == *bytes; });
   }
   bool forward(const OperationRun& run) const noexcept override {
     const TensorView &x = run.in[0], &y = run.out[0];
@@ -843,9 +845,9 @@ class PadOperation final : public Operation {
       }
       if (inside && mode_ == "constant") {  // one run of the input between two runs of the value
         const Index from = std::clamp<Index>(left, 0, row), to = std::clamp<Index>(left + own, from, row);
-        for (Index i = 0; i < from; ++i) copy_elements(y.data, r * row + i, fill_.data(), 0, 1, size);
+        fill(y, r * row, from, size);
         copy_elements(y.data, r * row + from, x.data, offset + from - left, to - from, size);
-        for (Index i = to; i < row; ++i) copy_elements(y.data, r * row + i, fill_.data(), 0, 1, size);
+        fill(y, r * row + to, row - to, size);
         continue;
       }
       for (Index i = 0; i < row; ++i) {
@@ -879,6 +881,15 @@ class PadOperation final : public Operation {
     }
     return {begin, end};
   }
+  void fill(const TensorView& y, Index first, Index n, std::size_t size) const noexcept {
+    auto* to = static_cast<std::byte*>(y.data) + static_cast<std::size_t>(first) * size;
+    if (same_bytes_) {
+      std::memset(to, std::to_integer<int>(*static_cast<const std::byte*>(fill_.data())),
+                  static_cast<std::size_t>(n) * size);
+      return;
+    }
+    for (Index i = 0; i < n; ++i) copy_elements(to, i, fill_.data(), 0, 1, size);
+  }
   Index position(Index p, Index n) const noexcept {
     if (p >= 0 && p < n) return p;
     if (mode_ == "constant") return -1;
@@ -892,6 +903,7 @@ class PadOperation final : public Operation {
   std::vector<Index> pads_;
   Shape begin_;
   Tensor fill_;
+  bool same_bytes_ = false;  // of the fill: then memset writes it
 };
 
 /// Resize and Upsample: nearest, linear and cubic, separable over all axes.

@@ -15,6 +15,7 @@
 #include "offramp/layer/conv.hpp"
 #include "offramp/layer/dense.hpp"
 #include "offramp/layer/elementwise.hpp"
+#include "offramp/layer/integer.hpp"
 #include "offramp/layer/movement.hpp"
 #include "offramp/layer/norm.hpp"
 #include "offramp/layer/operation.hpp"
@@ -65,6 +66,13 @@ inline std::vector<OperatorInfo> make_operator_table() {
       {"ArgMin", "Reduction", "0", &make_operation<ArgOperation>},
       {"CumSum", "Reduction", "1 per element", &make_operation<CumSumOperation>},
       {"TopK", "Reduction", "0", &make_operation<TopKOperation>},
+      {"QuantizeLinear", "Quantization", "2 per element", &make_operation<QuantizeLinearOperation>},
+      {"DequantizeLinear", "Quantization", "2 per element", &make_operation<DequantizeLinearOperation>},
+      {"DynamicQuantizeLinear", "Quantization", "4 per element", &make_operation<DynamicQuantizeLinearOperation>},
+      {"QLinearConv", "Quantization", "2 per MAC", &make_operation<PlainIntegerConvOperation>},
+      {"ConvInteger", "Quantization", "2 per MAC", &make_operation<PlainIntegerConvOperation>},
+      {"QLinearMatMul", "Quantization", "2 per MAC", &make_operation<PlainIntegerMatMulOperation>},
+      {"MatMulInteger", "Quantization", "2 per MAC", &make_operation<PlainIntegerMatMulOperation>},
       {"BitShift", "Elementwise", "1 per output", &make_operation<BinaryOperation>},
   };
   for (const char* name : {"MaxPool", "GlobalMaxPool"})
@@ -190,7 +198,13 @@ class Operators {
   /// Builds the operator of `node`; raises an Error that names it where it is unknown or its attributes do not fit.
   std::unique_ptr<Operation> make(const Node& node, Index opset) const {
     if (const auto i = own_.find(node.op); i != own_.end()) return i->second(node, opset);
-    if (node.domain == fused_domain && node.op == "GridPool") return std::make_unique<GridPoolOperation>(node, opset);
+    if (node.domain == fused_domain) {
+      if (node.op == "GridPool") return std::make_unique<GridPoolOperation>(node, opset);
+      if (node.op == "IntegerConv") return std::make_unique<IntegerConvOperation>(node, opset);
+      if (node.op == "IntegerDense") return std::make_unique<IntegerDenseOperation>(node, opset);
+      if (node.op == "IntegerAdd") return std::make_unique<IntegerAddOperation>(node, opset);
+      if (node.op == "IntegerGlobalPool") return std::make_unique<IntegerGlobalPoolOperation>(node, opset);
+    }
     const OperatorInfo* info = is_standard(node) ? find_operator(node.op) : nullptr;
     if (!info) raise(Error("the operator is not supported", node.name, node.op, ""));
     return info->make(node, opset);

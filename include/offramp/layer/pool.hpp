@@ -14,6 +14,7 @@
 #include "offramp/layer/element.hpp"
 #include "offramp/layer/grid.hpp"
 #include "offramp/layer/operation.hpp"
+#include "offramp/layer/quantize.hpp"
 
 namespace offramp {
 
@@ -74,6 +75,8 @@ class PoolOperation final : public Operation {
       reduce_all(run);
     } else if (vectorised(x, run.out)) {
       vector_pool(run);
+    } else if (channels_last_ && is_byte(x.type) && plan_.taps() <= most_byte_taps) {
+      byte_pool(run);
     } else {
       plain_pool(run);
     }
@@ -157,6 +160,32 @@ class PoolOperation final : public Operation {
         run.kernels.pool2d(p);
         kernel::transpose(out, out_image / p.channels, p.channels, y.as<float>() + i * out_image);
       }
+    }
+  }
+
+  // The largest byte of each window, channels last.
+  static constexpr Index most_byte_taps = 64;
+  void byte_pool(const OperationRun& run) const noexcept {
+    const TensorView &x = run.in[0], &y = run.out[0];
+    const Window& w = plan_;
+    const Index channels = channels_of(x.shape, true);
+    for (Index o = 0; o < x.shape[0] * w.out_count(); ++o) {
+      const Index image = o / w.out_count(), at = o % w.out_count();
+      const std::array<Index, 3> first{at / (w.out[1] * w.out[2]) * w.stride[0] - w.begin[0],
+                                       at / w.out[2] % w.out[1] * w.stride[1] - w.begin[1],
+                                       at % w.out[2] * w.stride[2] - w.begin[2]};
+      std::array<const void*, most_byte_taps> rows{};
+      Index count = 0;
+      for (Index t = 0; t < w.taps(); ++t) {
+        const Index d = first[0] + t / (w.kernel[1] * w.kernel[2]) * w.dilation[0];
+        const Index h = first[1] + t / w.kernel[2] % w.kernel[1] * w.dilation[1];
+        const Index k = first[2] + t % w.kernel[2] * w.dilation[2];
+        if (d < 0 || d >= w.in[0] || h < 0 || h >= w.in[1] || k < 0 || k >= w.in[2]) continue;
+        rows[static_cast<std::size_t>(count++)] =
+            x.as<const std::uint8_t>() + (image * w.in_count() + (d * w.in[1] + h) * w.in[2] + k) * channels;
+      }
+      run.kernels.integer->largest(rows.data(), count, y.as<std::uint8_t>() + o * channels, channels,
+                                   x.type == DType::i8);
     }
   }
 
