@@ -38,9 +38,9 @@ inline Outcome full_outcome(const ExitRecords& r) {
   Index right = 0;
   for (Index i = 0; i < r.samples; ++i) right += r.full_right(i);
   o.accuracy = static_cast<double>(right) / static_cast<double>(std::max<Index>(1, r.samples));
+  o.mean_flops = r.full_flops();
+  o.mean_price = r.full_price();
   for (Index k = 0; k < r.exits; ++k) {
-    o.mean_flops += static_cast<double>(r.stages[static_cast<std::size_t>(k)].flops);
-    o.mean_price += r.stage_price(k);
     o.shares.push_back(k + 1 == r.exits ? 1 : 0);
     o.accuracies.push_back(k + 1 == r.exits ? o.accuracy : 0);
   }
@@ -126,7 +126,7 @@ class ThresholdSearch {
         return x > y || (x == y && a < b);
       });
     }
-    for (Index k = 0; k < r.exits; ++k) full_ += r.stage_price(k);
+    full_ = r.full_price();
   }
 
   double full_price() const noexcept { return full_; }

@@ -23,8 +23,10 @@ struct ExitScores {
   std::vector<float> scores;        ///< [sample][exit][class], before the softmax
   std::vector<Index> labels;        ///< empty, or one a sample
   std::vector<Cost> stages, heads;  ///< of one sample
+  Cost full;                        ///< the last exit alone; without one, the sum of the stages
   /// What is to be saved, where it is not nominal FLOPs: milliseconds, say. Empty, or one an exit.
   std::vector<double> stage_prices, head_prices;
+  double full_price = 0;  ///< beside them, of `full`; 0: the sum of the stages
 
   std::span<const float> at(Index sample, Index exit) const noexcept {
     return std::span(scores).subspan(static_cast<std::size_t>((sample * exits + exit) * classes),
@@ -52,6 +54,7 @@ ExitScores record_scores(const N& network, std::span<const float> samples, std::
     r.stages.push_back(network.stage_cost(k));
     r.heads.push_back(network.head_cost(k));
   }
+  r.full = full_cost_of(network);
   const Index step = std::min<Index>(32, network.max_batch());
   auto state = network.make_state(step);
   for (Index first = 0; first < r.samples; first += step) {
@@ -75,6 +78,7 @@ inline ExitScores keep_exits(const ExitScores& all, std::span<const Index> early
   std::vector<Index> kept(early.begin(), early.end());
   kept.push_back(all.exits - 1);
   r.samples = all.samples, r.exits = static_cast<Index>(kept.size()), r.classes = all.classes, r.labels = all.labels;
+  r.full = all.full, r.full_price = all.full_price;
   const bool priced = !all.stage_prices.empty();
   Index from = 0;
   for (const Index k : kept) {
@@ -103,6 +107,7 @@ inline ExitScores keep_samples(const ExitScores& all, std::span<const Index> sam
   ExitScores r;
   r.samples = static_cast<Index>(samples.size()), r.exits = all.exits, r.classes = all.classes;
   r.stages = all.stages, r.heads = all.heads, r.stage_prices = all.stage_prices, r.head_prices = all.head_prices;
+  r.full = all.full, r.full_price = all.full_price;
   const auto row = static_cast<std::size_t>(all.exits * all.classes);
   r.scores.reserve(row * samples.size());
   for (const Index i : samples) {
@@ -121,8 +126,10 @@ struct ExitRecords {
   std::vector<std::uint8_t> full;   ///< [sample]: the full network alone is right; empty: as the last exit
   std::vector<Index> classes;       ///< [sample]: the label, or the full network's answer; empty where not asked for
   std::vector<Cost> stages, heads;  ///< of one sample
+  Cost full_cost;                   ///< the last exit alone; without one, the sum of the stages
   /// What is to be saved, where it is not nominal FLOPs. Empty, or one an exit.
   std::vector<double> stage_prices, head_prices;
+  double full_price_given = 0;  ///< beside them, of the last exit alone; 0: the sum of the stages
   /// The policy reads what exits before said: an exit that nobody leaves at must run its head all the same.
   bool looks_back = false;
   /// Samples of one group share a threshold: their class as the exit sees it, for thresholds for each class.
@@ -144,6 +151,17 @@ struct ExitRecords {
   double stage_price(Index k) const noexcept {
     const auto u = static_cast<std::size_t>(k);
     return stage_prices.empty() ? static_cast<double>(stages[u].flops) : stage_prices[u];
+  }
+  double full_flops() const noexcept {
+    if (full_cost.flops > 0) return static_cast<double>(full_cost.flops);
+    double all = 0;
+    for (const Cost& c : stages) all += static_cast<double>(c.flops);
+    return all;
+  }
+  /// What the last exit alone takes.
+  double full_price() const noexcept {
+    if (stage_prices.empty()) return full_flops();
+    return full_price_given > 0 ? full_price_given : std::accumulate(stage_prices.begin(), stage_prices.end(), 0.0);
   }
   double head_price(Index k) const noexcept {
     const auto u = static_cast<std::size_t>(k);
@@ -174,6 +192,7 @@ ExitRecords judge(const ExitScores& all, const P& policy, Truth truth, bool by_c
   ExitRecords r;
   r.samples = all.samples, r.exits = all.exits;
   r.stages = all.stages, r.heads = all.heads, r.stage_prices = all.stage_prices, r.head_prices = all.head_prices;
+  r.full_cost = all.full, r.full_price_given = all.full_price;
   r.groups = by_class ? all.classes : 1;
   r.looks_back = policy_looks_back<P>();
   const auto cells = static_cast<std::size_t>(all.samples * all.exits), width = static_cast<std::size_t>(all.classes);

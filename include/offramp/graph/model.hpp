@@ -111,6 +111,9 @@ class Model {
   void load(State& s, const float* samples, Index batch) const noexcept;
   bool run_stage(State& s, Index k) const noexcept;
   bool run_head(State& s, Index k) const noexcept;
+  /// The last exit alone: in a cascade, without the stages that only early exits need.
+  Cost full_cost() const noexcept { return d_->full; }
+  bool run_full(State& s) const noexcept;
   const float* logits(const State& s, Index k) const noexcept;
   void compact(State& s, Index k, std::span<const Index> kept) const noexcept;
 
@@ -146,7 +149,7 @@ class Model {
     std::unique_ptr<Operation> op;
     std::vector<ValueId> in, out;
     Index exit = 0;
-    bool is_head = false, is_view = false;
+    bool is_head = false, is_view = false, for_last = true;
     std::size_t first_view = 0;  // of its operands in a state
   };
   struct Segment {
@@ -186,7 +189,7 @@ class Model {
     Graph prepared;  // owns the constants
     std::string why_not, why_no_exits;
     Index classes = 0, sample_size = 0;
-    Cost total;
+    Cost total, full;
     std::vector<ExitInfo> exits;
     std::vector<LayerInfo> layers;
     std::vector<Step> steps;
@@ -212,7 +215,7 @@ class Model {
   static Memory plan_memory(const Data& d, Index n);
   static State state_of(const Data& d, Index capacity);
   static void bind(const Data& d, State& s, std::size_t block, Index first, Index count) noexcept;
-  template <class Watch>
+  template <bool is_full = false, class Watch>
   bool run_segment(State& s, Segment segment, Watch&& watch) const noexcept;
 
   std::shared_ptr<const Data> d_;
@@ -483,8 +486,16 @@ inline void Model::arrange(Data& d) {
     exits.clear();
     d.classes = 0;
   }
-  std::stable_sort(exits.begin(), exits.end(),
-                   [](const Candidate& x, const Candidate& y) { return x.flops < y.flops; });
+  // In order of cost, or as the metadata name them: a cascade's versions stay together.
+  if (named == d.source.metadata.end()) {
+    std::stable_sort(exits.begin(), exits.end(),
+                     [](const Candidate& x, const Candidate& y) { return x.flops < y.flops; });
+  } else {
+    const std::string list = "," + named->second + ",";
+    std::stable_sort(exits.begin(), exits.end(), [&](const Candidate& x, const Candidate& y) {
+      return list.find("," + x.name + ",") < list.find("," + y.name + ",");
+    });
+  }
 
   // Each step belongs to the first exit that needs it; it is part of the head where no later exit does.
   const std::size_t last = exits.empty() ? 0 : exits.size() - 1;
@@ -497,6 +508,8 @@ inline void Model::arrange(Data& d) {
       s.is_head = s.exit == extra && k != last;
       s.exit = static_cast<Index>(k);
     }
+    s.for_last = exits.empty() || exits.back().needs[i];
+    if (s.for_last) d.full += d.layers[i].cost;
   }
   std::vector<std::size_t> order(count);
   std::iota(order.begin(), order.end(), std::size_t{0});
@@ -797,7 +810,7 @@ inline void Model::load(State& s, const float* samples, Index batch) const noexc
               static_cast<std::size_t>(batch * d_->sample_size) * sizeof(float));
 }
 
-template <class Watch>
+template <bool is_full, class Watch>
 bool Model::run_segment(State& s, Segment segment, Watch&& watch) const noexcept {
   const kernel::Kernels& kernels = kernel::kernels_for(d_->options.isa);
   const ExecutorRef executor = d_->options.pool ? ExecutorRef(*d_->options.pool) : ExecutorRef();
@@ -811,7 +824,7 @@ bool Model::run_segment(State& s, Segment segment, Watch&& watch) const noexcept
       bind(*d_, s, k, first, count);
       for (std::size_t i = block.begin; i < block.end; ++i) {
         const Step& step = d_->steps[i];
-        if (step.is_view) continue;
+        if (step.is_view || (is_full && !step.for_last)) continue;
         const std::span<const TensorView> all(s.views_.data() + step.first_view, step.in.size() + step.out.size());
         const OperationRun run{all.first(step.in.size()), all.subspan(step.in.size()),
                                s.memory_.get() + s.plan_.scratch, kernels, executor};
@@ -829,7 +842,7 @@ template <class Watch>
 bool Model::run_layers(State& s, Watch&& watch) const noexcept {
   bool ok = true;
   const std::size_t end = d_->stages.empty() ? 0 : d_->heads.back().end;
-  for (const Segment& stage : d_->stages) ok = run_segment(s, stage, watch) && ok;
+  for (const Segment& stage : d_->stages) ok = run_segment<true>(s, stage, watch) && ok;
   return run_segment(s, {end, d_->steps.size()}, watch) && ok;
 }
 
@@ -838,6 +851,13 @@ inline bool Model::run_stage(State& s, Index k) const noexcept {
 }
 inline bool Model::run_head(State& s, Index k) const noexcept {
   return run_segment(s, d_->heads[static_cast<std::size_t>(k)], [](std::size_t, const auto& run) { return run(); });
+}
+
+inline bool Model::run_full(State& s) const noexcept {
+  bool ok = true;
+  for (const Segment& stage : d_->stages)
+    ok = run_segment<true>(s, stage, [](std::size_t, const auto& run) { return run(); }) && ok;
+  return ok;
 }
 
 inline const float* Model::logits(const State& s, Index k) const noexcept {

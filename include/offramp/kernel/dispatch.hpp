@@ -20,7 +20,16 @@
 #include "offramp/kernel/isa.hpp"
 #include "offramp/kernel/kernels.hpp"
 #if OFFRAMP_X86_TARGETS
+// g++ 12 takes the deliberately undefined operands of its own intrinsics for mistakes.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
 #include <immintrin.h>
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif
 #endif
 
 #define OFFRAMP_TARGET_NAMESPACE baseline

@@ -40,4 +40,19 @@ concept EarlyExitNetwork = std::copy_constructible<N> &&
   noexcept;  // keep these of the live samples, in order
 };
 
+/// Of one sample, the last exit alone, without other exits. A network of which some stages serve early exits only (a
+/// cascade) has members of its own for this:
+///   Cost full_cost() const noexcept;
+///   bool run_full(State&) const noexcept;   computes the last exit's logits
+template <EarlyExitNetwork N>
+Cost full_cost_of(const N& n) noexcept {
+  if constexpr (requires { n.full_cost(); }) {
+    return n.full_cost();
+  } else {
+    Cost all;
+    for (Index k = 0; k < n.exit_count(); ++k) all += n.stage_cost(k);
+    return all;
+  }
+}
+
 }  // namespace offramp

@@ -38,8 +38,8 @@ class Session {
     for (Index k = 0; k < exits; ++k) {
       const bool last = k + 1 == exits;
       wanted_.push_back(last || policy_wants(policy_, k));
-      full_ += network_.stage_cost(k);
     }
+    full_ = full_cost_of(network_);
     every_.assign(static_cast<std::size_t>(exits), 1);
     only_last_.assign(static_cast<std::size_t>(exits), 0);
     only_last_.back() = 1;
@@ -55,14 +55,14 @@ class Session {
   /// Answers one sample or a batch: `samples` holds whole samples, one after the other, each in NCHW order. The result
   /// stands until the next call. Raises an Error where the batch is empty or does not hold whole samples.
   std::span<const Prediction> predict(std::span<const float> samples) {
-    return run(samples, policy_, wanted_, [] { return false; });
+    return run<false>(samples, policy_, wanted_, [] { return false; });
   }
 
   /// The same, asked between stages whether to stop: `stop()` true ends the call with the best answer so far. The first
   /// exit is always reached, and every exit on the way is evaluated.
   template <std::predicate Stop>
   std::span<const Prediction> predict(std::span<const float> samples, Stop&& stop) {
-    return run(samples, policy_, every_, std::forward<Stop>(stop));
+    return run<false>(samples, policy_, every_, std::forward<Stop>(stop));
   }
 
   /// The same with a deadline. A stage that has begun is finished.
@@ -73,7 +73,7 @@ class Session {
 
   /// The full network, without early exits and without their heads.
   std::span<const Prediction> predict_full(std::span<const float> samples) {
-    return run(samples, Never{}, only_last_, [] { return false; });
+    return run<true>(samples, Never{}, only_last_, [] { return false; });
   }
 
   /// Room for batches of this size, so that later calls allocate nothing.
@@ -102,7 +102,7 @@ class Session {
   }
 
  private:
-  template <class Policy, class Stop>
+  template <bool is_full, class Policy, class Stop>
   std::span<const Prediction> run(std::span<const float> samples, const Policy& policy,
                                   const std::vector<std::uint8_t>& wanted, Stop&& stop) {
     const auto size = static_cast<std::size_t>(network_.sample_size());
@@ -116,13 +116,13 @@ class Session {
     bool ok = true;
     const Index step = std::min(batch, network_.max_batch());
     for (Index i = 0; i < batch; i += step)
-      ok = run_batch(samples.data() + i * network_.sample_size(), i, std::min(step, batch - i), policy, wanted, stop) &&
+      ok = run_batch<is_full>(samples.data() + i * network_.sample_size(), i, std::min(step, batch - i), policy, wanted, stop) &&
            ok;
     if (!ok) raise("an index in the data is out of range");
     return {predictions_.data(), static_cast<std::size_t>(batch)};
   }
 
-  template <class Policy, class Stop>
+  template <bool is_full, class Policy, class Stop>
   bool run_batch(const float* samples, Index first, Index n, const Policy& policy,
                  const std::vector<std::uint8_t>& wanted, Stop&& stop) noexcept {
     const auto start = std::chrono::steady_clock::now();
@@ -140,14 +140,19 @@ class Session {
     Cost spent;
     Index live = n;
     bool answered = false;
-    for (Index k = 0; k < exits && live > 0; ++k) {
+    constexpr bool at_once = is_full && requires(const N& x, typename N::State& s) { x.run_full(s); };
+    for (Index k = at_once ? exits - 1 : 0; k < exits && live > 0; ++k) {
       if (answered && stop()) {
         for (Index j = 0; j < live; ++j)
           predictions_[static_cast<std::size_t>(live_[static_cast<std::size_t>(j)])].stopped = true;
         break;
       }
-      if (!network_.run_stage(*state_, k)) return false;
-      const Cost stage = network_.stage_cost(k);
+      if constexpr (at_once) {
+        if (!network_.run_full(*state_)) return false;
+      } else {
+        if (!network_.run_stage(*state_, k)) return false;
+      }
+      const Cost stage = at_once ? full_ : network_.stage_cost(k);
       spent += stage;
       count(stage * live);
       const bool last = k + 1 == exits;
