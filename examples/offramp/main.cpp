@@ -13,6 +13,8 @@
 
 #include "bench.hpp"
 #include "cache.hpp"
+#include "calibration.hpp"
+#include "compression.hpp"
 #include "data.hpp"
 #include "evaluation.hpp"
 #include "npy.hpp"
@@ -211,109 +213,6 @@ int eval(const Common& c, const std::string& spec, std::string policy, int threa
   return 0;
 }
 
-struct CalibrateCommand {
-  std::string data, output;
-  std::optional<double> disagreement, drop, budget, confidence;
-  std::vector<std::string> kinds;
-  bool per_class = false;
-  std::uint64_t seed = 0;
-};
-
-/// A policy kind from its name, with `-` for each blank.
-offramp::PolicyKind policy_kind(const std::string& name) {
-  using offramp::PolicyKind;
-  for (const PolicyKind k : {PolicyKind::max_probability, PolicyKind::max_probability_per_class, PolicyKind::ensemble,
-                             PolicyKind::gate, PolicyKind::ensemble_gate}) {
-    std::string known(name_of(k));
-    std::replace(known.begin(), known.end(), ' ', '-');
-    if (known == name) return k;
-  }
-  offramp::raise("confidence '" + name + "' is unknown");
-}
-
-int calibrate(const Common& c, const CalibrateCommand& o) {
-  const Model m = c.load();
-  require_exits(m);
-  OFFRAMP_REQUIRE(m.exit_count() > 1, "the network has no early exit to calibrate");
-  const Data data = read_data(o.data);
-  check_data(m, data);
-  Progress progress("recording", data.count());
-  const offramp::ExitScores all =
-      offramp::record_scores(m, data.samples, o.drop ? std::span<const Index>(data.labels) : std::span<const Index>(),
-                             [&](Index done) { progress.at(done); });
-  offramp::ExitCalibrationOptions options;
-  options.per_class = o.per_class;
-  options.target.budget = o.budget;
-  if (o.disagreement) options.target.epsilon = *o.disagreement / 100;
-  if (o.drop) {
-    options.target.risk = offramp::Risk::accuracy_drop;
-    options.target.epsilon = *o.drop / 100;
-  }
-  for (const std::string& k : o.kinds) options.kinds.push_back(policy_kind(k));
-  offramp::ExitCalibration r;
-  if (o.confidence) {
-    options.delta = 1 - *o.confidence;
-    const auto [first, second] = offramp::split_samples(all.samples, options.select_share, o.seed);
-    r = offramp::calibrate_exits(offramp::keep_samples(all, first), offramp::keep_samples(all, second), options);
-  } else {
-    r = offramp::calibrate_exits(all, all, options);
-  }
-  const std::string policy =
-      r.has_exits ? policy_text_of(r.selection.kind, r.selection.gate, r.thresholds, m.class_count()) : "never";
-  std::string names;
-  for (const Index k : r.selection.exits) names += m.exits()[static_cast<std::size_t>(k)].name + ",";
-  names += m.exits().back().name;
-  OFFRAMP_REQUIRE(r.has_exits || !o.budget, "no thresholds reach the target");
-  if (!o.output.empty()) {
-    std::map<std::string, std::string> metadata{{"offramp.policy", policy}};
-    if (r.has_exits) metadata["offramp.exits"] = names;
-    if (r.has_exits && options.delta) metadata["offramp.certificate"] = text_of(r.certificate);
-    offramp::save_onnx(m, o.output, offramp::ExitForm::outputs, metadata);
-  }
-  const double saving = 1 - r.outcome.mean_flops / r.full.mean_flops;
-  const std::string reason =
-      r.has_exits ? ""
-      : options.delta && !r.selection.exits.empty()
-          ? offramp::refusal_of({options.target.risk, options.target.epsilon, *options.delta, false}, r.certified)
-          : "no exit pays for itself at this risk";
-  if (c.as_json) {
-    json exits = json::array();
-    for (std::size_t k = 0; r.has_exits && k <= r.selection.exits.size(); ++k) {
-      const bool last = k == r.selection.exits.size();
-      const std::size_t groups = r.thresholds.size() / r.selection.exits.size();
-      const auto from = r.thresholds.begin() + static_cast<std::ptrdiff_t>(k * groups);
-      exits.push_back(
-          {{"name", last ? m.exits().back().name : m.exits()[static_cast<std::size_t>(r.selection.exits[k])].name},
-           {"threshold", last ? json(nullptr) : threshold_json({from, from + static_cast<std::ptrdiff_t>(groups)})},
-           {"share", r.outcome.shares[k]},
-           {"accuracy", r.outcome.accuracies[k]}});
-    }
-    json j = {{"policy", policy},
-              {"reason", reason},
-              {"samples", {{"selected", r.selected}, {"certified", r.certified}}},
-              {"accuracy", r.outcome.accuracy},
-              {"full", {{"accuracy", r.full.accuracy}}},
-              {"flops", {{"mean", r.outcome.mean_flops}, {"full", r.full.mean_flops}, {"saving", saving}}},
-              {"exits", exits}};
-    if (options.delta) j["calibration"] = certificate_json(r.certificate);
-    std::cout << j.dump(2) << '\n';
-    return 0;
-  }
-  const bool labelled = o.drop.has_value();
-  std::printf("policy     %s\n%s  %s, full network %s\nFLOPs      %s of %s, saved %s\n", policy.c_str(),
-              labelled ? "accuracy " : "agreement", percent(r.outcome.accuracy).c_str(),
-              percent(r.full.accuracy).c_str(), engineering(r.outcome.mean_flops).c_str(),
-              engineering(r.full.mean_flops).c_str(), percent(saving, 1).c_str());
-  if (!reason.empty()) std::printf("no exits:  %s\n", reason.c_str());
-  if (r.has_exits && options.delta)
-    std::printf("certificate: %s\n", text_of(r.certificate).c_str());
-  else
-    std::printf("on the %ld samples that chose; nothing is guaranteed for others (use --confidence)\n",
-                static_cast<long>(r.selected));
-  if (!o.output.empty()) std::printf("written    %s\n", o.output.c_str());
-  return 0;
-}
-
 /// The files of a data set that is named at least by `--data`.
 struct CacheCommand {
   std::string data, calibration, test, output, report;
@@ -402,6 +301,13 @@ int bench(const Common& c, Index batch, int threads, double seconds, bool per_la
   return 0;
 }
 
+int cascade_command(const Common& c, const std::vector<std::string>& more, const CalibrateCommand& o) {
+  std::vector<std::string> paths{c.model};
+  paths.insert(paths.end(), more.begin(), more.end());
+  const auto versions = load_versions(paths, c.options());
+  return calibrate(Model(offramp::cascade(versions), c.options()), o, c.as_json, true);
+}
+
 int save(const Common& c, const std::string& output, bool nested, bool without_exits) {
   Model m = c.load();
   if (without_exits) {
@@ -469,27 +375,33 @@ int main(int argc, char** argv) {
   CLI::App* calibrate_command =
       command("calibrate", "Chooses the thresholds of all exits from data and writes them into the file");
   CalibrateCommand cal;
-  calibrate_command->add_option("--data", cal.data, "the data set, apart from the one that accuracy is reported on")
-      ->required();
-  auto* target = calibrate_command->add_option_group("target", "exactly one of");
-  target->add_option("--max-accuracy-drop", cal.drop, "percentage points that the accuracy may fall by; reads labels")
-      ->check(CLI::Range(0.0, 100.0));
-  target
-      ->add_option("--max-disagreement", cal.disagreement,
-                   "answers in a hundred that may differ from the full network's; reads no labels")
-      ->check(CLI::Range(0.0, 100.0));
-  target->add_option("--flops-budget", cal.budget, "mean nominal FLOPs of a sample")->check(CLI::PositiveNumber);
-  target->require_option(1);
-  calibrate_command
-      ->add_option("--confidence", cal.confidence,
-                   "certify: choose by two fifths of the samples and prove by the others")
-      ->check(CLI::Range(0.5, 0.99999));
-  calibrate_command->add_flag("--per-class", cal.per_class, "the risk is to hold within each class, too");
-  calibrate_command->add_option("--kind", cal.kinds,
-                                "kinds of confidence to choose from: max-probability, max-probability-per-class, "
-                                "ensemble, gate, ensemble-of-gates (default: all)");
-  calibrate_command->add_option("--seed", cal.seed, "of the split")->capture_default_str();
-  calibrate_command->add_option("--output", cal.output, "the network with its policy, an ONNX file");
+  CLI::App* cascade_app =
+      command("cascade", "Joins networks into one that tries the cheap ones first, and calibrates it");
+  std::vector<std::string> more;
+  cascade_app->add_option("more", more, "further networks; the one with the most FLOPs is the reference")->required();
+  for (CLI::App* app_of_both : {calibrate_command, cascade_app}) {
+    app_of_both->add_option("--data", cal.data, "the data set, apart from the one that accuracy is reported on")
+        ->required();
+    auto* target = app_of_both->add_option_group("target", "exactly one of");
+    target->add_option("--max-accuracy-drop", cal.drop, "percentage points that the accuracy may fall by; reads labels")
+        ->check(CLI::Range(0.0, 100.0));
+    target
+        ->add_option("--max-disagreement", cal.disagreement,
+                     "answers in a hundred that may differ from the full network's; reads no labels")
+        ->check(CLI::Range(0.0, 100.0));
+    target->add_option("--flops-budget", cal.budget, "mean nominal FLOPs of a sample")->check(CLI::PositiveNumber);
+    target->require_option(1);
+    app_of_both
+        ->add_option("--confidence", cal.confidence,
+                     "certify: choose by two fifths of the samples and prove by the others")
+        ->check(CLI::Range(0.5, 0.99999));
+    app_of_both->add_flag("--per-class", cal.per_class, "the risk is to hold within each class, too");
+    app_of_both->add_option("--kind", cal.kinds,
+                            "kinds of confidence to choose from: max-probability, max-probability-per-class, "
+                            "ensemble, gate, ensemble-of-gates (default: all)");
+    app_of_both->add_option("--seed", cal.seed, "of the split")->capture_default_str();
+    app_of_both->add_option("--output", cal.output, "the network with its policy, an ONNX file");
+  }
 
   CLI::App* cache_command =
       command("cache", "Puts exits on a pretrained network: trains heads without labels, chooses, certifies and saves");
@@ -525,6 +437,42 @@ int main(int argc, char** argv) {
       ->check(CLI::Range(1, 256))
       ->capture_default_str();
 
+  CompressCommand compress;
+  CLI::App* quantize_app = command("quantize", "Quantizes a network to bytes by inputs without labels");
+  CLI::App* prune_app = command("prune", "Takes channels out of a network and fits the rest, without training");
+  for (CLI::App* app_of_both : {quantize_app, prune_app}) {
+    app_of_both->add_option("--data", compress.data, "inputs to learn from; labels are not read")->required();
+    app_of_both->add_option("--test", compress.test, "data to compare both networks on (default: those of --data)");
+    app_of_both->add_option("--output", compress.output, "the smaller network, an ONNX file");
+    app_of_both->add_option("--samples", compress.samples, "inputs to learn from, from the front")
+        ->check(CLI::Range(1, 10'000'000))
+        ->capture_default_str();
+  }
+  quantize_app->add_option("--range", compress.range, "of activations: squared-error, percentile or extremes")
+      ->check(CLI::IsMember({"squared-error", "percentile", "extremes"}))
+      ->capture_default_str();
+  quantize_app->add_option("--percentile", compress.percentile, "share of what was seen that a range holds")
+      ->check(CLI::Range(0.5, 1.0))
+      ->capture_default_str();
+  quantize_app
+      ->add_option("--max-disagreement", compress.max_disagreement,
+                   "answers in a hundred that may change on the data; layers that suffer stay in float until it holds")
+      ->check(CLI::Range(0.0, 100.0))
+      ->capture_default_str();
+  quantize_app->add_option("--keep", compress.keep, "names of nodes that stay in float");
+  quantize_app->add_flag("--no-bias-correction", compress.no_bias_correction, "leave biases as they are");
+  quantize_app->add_flag("--no-equalization", compress.no_equalization, "do not scale channels of depthwise networks");
+  prune_app->add_option("--remove", compress.remove, "per cent of the FLOPs to take out")
+      ->check(CLI::Range(0.1, 99.0))
+      ->capture_default_str();
+  prune_app->add_option("--criterion", compress.criterion, "reconstruction, activation-energy or weight-norm")
+      ->check(CLI::IsMember({"reconstruction", "activation-energy", "weight-norm"}))
+      ->capture_default_str();
+  prune_app->add_flag("--no-refit", compress.no_refit, "leave the weights as they are");
+  prune_app->add_option("--granularity", compress.granularity, "channels that go together")
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str();
+
   CLI::App* bench_command =
       command("bench", "Measures latency and GFLOP/s of the full network, against the peak of this machine");
   double seconds = 2;
@@ -558,7 +506,18 @@ int main(int argc, char** argv) {
     if (*inspect_command) return inspect(c);
     if (*run_command) return run(c, inputs, folder);
     if (*eval_command) return eval(c, spec, policy, threads, batch, report_path);
-    if (*calibrate_command) return calibrate(c, cal);
+    if (*calibrate_command) {
+      const Model m = c.load();
+      require_exits(m);
+      return calibrate(m, cal, c.as_json, false);
+    }
+    if (*cascade_app) return cascade_command(c, more, cal);
+    if (*quantize_app || *prune_app) {
+      const Model m = c.load();
+      require_exits(m);
+      return *quantize_app ? quantize_command(m, compress, c.options(), c.as_json)
+                           : prune_command(m, compress, c.options(), c.as_json);
+    }
     if (*cache_command) return cache(c, k);
     if (*save_command) return save(c, output, nested, without_exits);
     if (*bench_command) return bench(c, batch, threads, seconds, per_layer);

@@ -63,7 +63,7 @@ inline std::string fixed(double v, int digits) {
 }
 
 inline json cost_json(const offramp::Cost& c) {
-  return {{"macs", c.macs}, {"flops", c.flops}, {"executed_flops", c.executed}};
+  return {{"macs", c.macs}, {"flops", c.flops}, {"executed_flops", c.executed}, {"integer_flops", c.integer}};
 }
 
 }  // namespace tool

@@ -51,7 +51,8 @@ inline Outcome full_outcome(const ExitRecords& r) {
 /// infinite thresholds is off and its head is not run; the largest finite float is reached by nobody either, but the
 /// head runs, for policies that look back at it.
 inline Outcome apply_thresholds(const ExitRecords& r, std::span<const float> thresholds) {
-  if (std::all_of(thresholds.begin(), thresholds.end(), [](float t) { return std::isinf(t) && t > 0; }))
+  if (!r.has_reference &&
+      std::all_of(thresholds.begin(), thresholds.end(), [](float t) { return std::isinf(t) && t > 0; }))
     return full_outcome(r);
   Outcome o;
   const auto exits = static_cast<std::size_t>(r.exits), groups = static_cast<std::size_t>(r.groups);

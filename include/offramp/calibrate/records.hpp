@@ -24,6 +24,9 @@ struct ExitScores {
   std::vector<Index> labels;        ///< empty, or one a sample
   std::vector<Cost> stages, heads;  ///< of one sample
   Cost full;                        ///< the last exit alone; without one, the sum of the stages
+  /// Answers of the network that is to be equalled, where that is not the last exit (it was quantized, say): one a
+  /// sample, and `full` is then that network's. Empty: the last exit.
+  std::vector<Index> reference;
   /// What is to be saved, where it is not nominal FLOPs: milliseconds, say. Empty, or one an exit.
   std::vector<double> stage_prices, head_prices;
   double full_price = 0;  ///< beside them, of `full`; 0: the sum of the stages
@@ -78,7 +81,7 @@ inline ExitScores keep_exits(const ExitScores& all, std::span<const Index> early
   std::vector<Index> kept(early.begin(), early.end());
   kept.push_back(all.exits - 1);
   r.samples = all.samples, r.exits = static_cast<Index>(kept.size()), r.classes = all.classes, r.labels = all.labels;
-  r.full = all.full, r.full_price = all.full_price;
+  r.full = all.full, r.full_price = all.full_price, r.reference = all.reference;
   const bool priced = !all.stage_prices.empty();
   Index from = 0;
   for (const Index k : kept) {
@@ -114,6 +117,7 @@ inline ExitScores keep_samples(const ExitScores& all, std::span<const Index> sam
     const auto from = all.scores.begin() + static_cast<std::ptrdiff_t>(static_cast<std::size_t>(i) * row);
     r.scores.insert(r.scores.end(), from, from + static_cast<std::ptrdiff_t>(row));
     if (!all.labels.empty()) r.labels.push_back(all.labels[static_cast<std::size_t>(i)]);
+    if (!all.reference.empty()) r.reference.push_back(all.reference[static_cast<std::size_t>(i)]);
   }
   return r;
 }
@@ -127,6 +131,7 @@ struct ExitRecords {
   std::vector<Index> classes;       ///< [sample]: the label, or the full network's answer; empty where not asked for
   std::vector<Cost> stages, heads;  ///< of one sample
   Cost full_cost;                   ///< the last exit alone; without one, the sum of the stages
+  bool has_reference = false;       ///< the full network is another than the last exit
   /// What is to be saved, where it is not nominal FLOPs. Empty, or one an exit.
   std::vector<double> stage_prices, head_prices;
   double full_price_given = 0;  ///< beside them, of the last exit alone; 0: the sum of the stages
@@ -192,7 +197,7 @@ ExitRecords judge(const ExitScores& all, const P& policy, Truth truth, bool by_c
   ExitRecords r;
   r.samples = all.samples, r.exits = all.exits;
   r.stages = all.stages, r.heads = all.heads, r.stage_prices = all.stage_prices, r.head_prices = all.head_prices;
-  r.full_cost = all.full, r.full_price_given = all.full_price;
+  r.full_cost = all.full, r.full_price_given = all.full_price, r.has_reference = !all.reference.empty();
   r.groups = by_class ? all.classes : 1;
   r.looks_back = policy_looks_back<P>();
   const auto cells = static_cast<std::size_t>(all.samples * all.exits), width = static_cast<std::size_t>(all.classes);
@@ -225,7 +230,8 @@ ExitRecords judge(const ExitScores& all, const P& policy, Truth truth, bool by_c
       if (by_class) r.group[cell] = answers[u];
     }
     // The full network's own answer, whatever an ensemble makes of it at the last exit.
-    const Index whole = ExitContext::label_of(all.at(i, all.exits - 1));
+    const Index whole = all.reference.empty() ? ExitContext::label_of(all.at(i, all.exits - 1))
+                                              : all.reference[static_cast<std::size_t>(i)];
     const Index truth_of = truth == Truth::labels ? all.labels[static_cast<std::size_t>(i)] : whole;
     for (Index k = 0; k < all.exits; ++k)
       r.right[static_cast<std::size_t>(i * all.exits + k)] = answers[static_cast<std::size_t>(k)] == truth_of;

@@ -135,10 +135,12 @@ inline std::vector<Index> answers_of(const Graph& g, ValueId answer, const Model
 /// Quantizes one simplified graph.
 class Quantizer {
  public:
-  Quantizer(Graph g, std::span<const float> samples, const QuantizeOptions& o)
-      : g_(std::move(g)), samples_(samples), o_(o) {
-    for (const Node& n : g_.nodes) {
-      if (is_product(g_, n)) products_.push_back(n.name);
+  /// `answer` is the output whose ancestors are quantized.
+  Quantizer(Graph g, ValueId answer, std::span<const float> samples, const QuantizeOptions& o)
+      : g_(std::move(g)), answer_(answer), samples_(samples), o_(o) {
+    const std::vector<bool> backbone = ancestors(answer_);
+    for (std::size_t i = 0; i < g_.nodes.size(); ++i) {
+      if (backbone[i] && is_product(g_, g_.nodes[i])) products_.push_back(g_.nodes[i].name);
     }
     OFFRAMP_REQUIRE(!products_.empty(), "the network has no convolution and no product by constants to quantize");
     shapes_ = infer_batch(g_, o_.model, 2);
@@ -272,11 +274,11 @@ class Quantizer {
     }
     for (std::size_t i = 0; i < g_.nodes.size(); ++i) {
       Node n = g_.nodes[i];
+      // Whoever reads a value that is quantized reads it back from its bytes, so that only one form of it is kept.
+      for (ValueId& v : n.inputs) {
+        if (v != no_value && twin.contains(v)) v = twin.at(v);
+      }
       if (integer_[i]) {
-        for (std::size_t k = 0; k < n.inputs.size(); ++k) {
-          if (n.inputs[k] == no_value || g_.is_constant(n.inputs[k])) continue;
-          n.inputs[k] = twin.at(n.inputs[k]);
-        }
         if (is_product(g_, g_.nodes[i])) weights(out, nodes, n, g_.nodes[i], scale.at(find(g_.nodes[i].inputs[0])));
       }
       nodes.push_back(n);
@@ -292,6 +294,21 @@ class Quantizer {
  private:
   static constexpr Index bins = 2048;
 
+  std::vector<bool> ancestors(ValueId v) const {
+    std::vector<bool> seen(g_.nodes.size(), false);
+    const std::vector<int> producer = g_.producers();
+    std::vector<ValueId> open{v};
+    while (!open.empty()) {
+      const ValueId at = open.back();
+      open.pop_back();
+      const int p = at == no_value ? -1 : producer[static_cast<std::size_t>(at)];
+      if (p < 0 || seen[static_cast<std::size_t>(p)]) continue;
+      seen[static_cast<std::size_t>(p)] = true;
+      const Node& n = g_.nodes[static_cast<std::size_t>(p)];
+      open.insert(open.end(), n.inputs.begin(), n.inputs.end());
+    }
+    return seen;
+  }
   ValueId find(ValueId v) {
     while (group_.contains(v) && group_[v] != v) v = group_[v];
     return v;
@@ -306,8 +323,10 @@ class Quantizer {
     for (std::size_t i = 0; i < g_.nodes.size(); ++i) {
       for (const ValueId v : g_.nodes[i].outputs) producer[v] = i;
     }
+    // Exit heads stay in float: they are small, and what tells sure answers from others is fine differences.
+    const std::vector<bool> backbone = ancestors(g_.outputs.empty() ? no_value : answer_);
     const auto kept = [&](const Node& n) {
-      return in_float.contains(n.name) || std::find(o_.keep.begin(), o_.keep.end(), n.name) != o_.keep.end();
+      return !backbone[static_cast<std::size_t>(&n - g_.nodes.data())] || in_float.contains(n.name) || std::find(o_.keep.begin(), o_.keep.end(), n.name) != o_.keep.end();
     };
     // Whether a value comes out of something that computes in bytes.
     const auto from_bytes = [&](ValueId v) {
@@ -576,6 +595,7 @@ class Quantizer {
   DType type(ValueId v) const { return shapes_.views[static_cast<std::size_t>(v)].type; }
 
   Graph g_;
+  ValueId answer_;
   std::span<const float> samples_;
   const QuantizeOptions& o_;
   Inference shapes_;
@@ -616,7 +636,7 @@ inline QuantizeResult quantize(const Model& model, std::span<const float> sample
   const ValueId answer = *std::find_if(g.outputs.begin(), g.outputs.end(),
                                        [&](ValueId v) { return g[v].name == model.exits().back().name; });
   const auto expected = detail::answers_of(g, answer, options.model, samples, options.batch);
-  detail::Quantizer q(std::move(g), samples, options);
+  detail::Quantizer q(std::move(g), answer, samples, options);
   if (options.equalize) q.equalize();
   q.observe();
   QuantizeResult r;
@@ -673,7 +693,7 @@ inline QuantizeResult quantize(const Model& model, std::span<const float> sample
     }
   }
   for (const Node& n : q.graph().nodes) {
-    if (!detail::is_product(q.graph(), n)) continue;
+    if (std::find(q.products().begin(), q.products().end(), n.name) == q.products().end()) continue;
     r.layers.push_back({n.name, n.op, in_float.contains(n.name), errors.contains(n.name) ? errors[n.name] : 0});
   }
   r.graph.metadata["offramp.quantized"] = "int8";

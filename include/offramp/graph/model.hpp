@@ -393,6 +393,7 @@ inline void Model::plan(Data& d) {
       in3.push_back(v == no_value ? TensorView{} : b.views[static_cast<std::size_t>(v)]);
     for (const ValueId v : nodes[i].outputs)
       out3.push_back(v == no_value ? TensorView{} : b.views[static_cast<std::size_t>(v)]);
+    if (s.op->is_integer()) layer.cost.integer = layer.cost.flops;
     layer.cost.executed = s.is_view ? 0 : d.single ? at_two : at_two - (s.op->executed(in3, out3) - at_two);
     for (const ValueId v : nodes[i].inputs)
       layer.parameters +=

@@ -56,6 +56,7 @@ class PlainIntegerConvOperation final : public Operation {
     const Index macs = w.shape[0] > 0 ? out[0].count() * (w.count() / w.shape[0]) : 0;
     return {macs, 2 * macs, 2 * macs};
   }
+  bool is_integer() const noexcept override { return true; }
   bool forward(const OperationRun& run) const noexcept override {
     const TensorView &x = run.in[0], &w = run.in[weights()], &y = run.out[0];
     const TensorView* xz = optional_input(run.in, 2);
@@ -161,6 +162,7 @@ class PlainIntegerMatMulOperation final : public Operation {
     const Index macs = out[0].count() * in[0].shape[in[0].shape.rank() - 1];
     return {macs, 2 * macs, 2 * macs};
   }
+  bool is_integer() const noexcept override { return true; }
   bool forward(const OperationRun& run) const noexcept override {
     const TensorView &a = run.in[0], &b = run.in[right()], &y = run.out[0];
     const TensorView *az = optional_input(run.in, 2), *bz = optional_input(run.in, requantizes_ ? 5 : 3);
@@ -361,6 +363,7 @@ class IntegerConvOperation final : public Operation {
     return depthwise_ ? "int8 depthwise" : pointwise_ ? "int8 gemm" : rows_ ? "int8 row gemm" : "int8 indirect gemm";
   }
 
+  bool is_integer() const noexcept override { return true; }
   bool forward(const OperationRun& run) const noexcept override {
     const TensorView &x = run.in[0], &y = run.out[0];
     const TensorView* r = optional_input(run.in, 4);
@@ -509,6 +512,7 @@ class IntegerDenseOperation final : public Operation {
   }
   std::string algorithm() const override { return "int8 gemm"; }
 
+  bool is_integer() const noexcept override { return true; }
   bool forward(const OperationRun& run) const noexcept override {
     const TensorView &x = run.in[0], &y = run.out[0];
     const TensorView* r = optional_input(run.in, 4);
@@ -552,6 +556,7 @@ class IntegerAddOperation final : public Operation {
   Cost cost(std::span<const TensorView>, std::span<const TensorView> out) const noexcept override {
     return {0, out[0].count(), 6 * out[0].count()};
   }
+  bool is_integer() const noexcept override { return true; }
   bool forward(const OperationRun& run) const noexcept override {
     kernel::Requantize q = tail_.q;
     q.residual = run.in[1].data;
@@ -596,6 +601,7 @@ class IntegerGlobalPoolOperation final : public Operation {
   std::size_t scratch_bytes(std::span<const TensorView> in, std::span<const TensorView>) const noexcept override {
     return static_cast<std::size_t>(channels_of(in[0].shape, channels_last_)) * sizeof(std::int32_t);
   }
+  bool is_integer() const noexcept override { return true; }
   bool forward(const OperationRun& run) const noexcept override {
     const TensorView &x = run.in[0], &y = run.out[0];
     const Index channels = channels_of(x.shape, true), pixels = x.count() / (x.shape[0] * channels);

@@ -88,6 +88,9 @@ class Operation {
   /// True where the output may be written over input `i` of the same size.
   virtual bool in_place(std::size_t /*input*/) const noexcept { return false; }
 
+  /// True where the work is done with integers.
+  virtual bool is_integer() const noexcept { return false; }
+
   /// The algorithm chosen, for people.
   virtual std::string algorithm() const { return {}; }
 };
