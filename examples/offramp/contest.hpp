@@ -39,6 +39,9 @@ class EnergyCounter {
 
 /// One network that takes part, with what was measured of it.
 struct Contender {
+  Contender(std::string called, offramp::Model what, offramp::AnyPolicy how)
+      : name(std::move(called)), model(std::move(what)), policy(std::move(how)) {}
+
   std::string name;
   offramp::Model model;
   offramp::AnyPolicy policy;
@@ -64,7 +67,7 @@ inline double integer_share_of(const offramp::Model& m) {
 }
 
 inline Contender contender(std::string name, const offramp::Model& model, offramp::AnyPolicy policy) {
-  Contender c{std::move(name), model, std::move(policy)};
+  Contender c(std::move(name), model, std::move(policy));
   c.size_bytes = static_cast<Index>(offramp::save_onnx(model).size());
   c.integer_share = integer_share_of(model);
   return c;

@@ -19,6 +19,7 @@
 #include "evaluation.hpp"
 #include "npy.hpp"
 #include "offramp/offramp.hpp"
+#include "optimize.hpp"
 #include "output.hpp"
 #include "report.hpp"
 
@@ -473,6 +474,41 @@ int main(int argc, char** argv) {
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
 
+  OptimizeCommand optimize;
+  CLI::App* optimize_app =
+      command("optimize", "Makes quantized, pruned, early answering and cascaded forms, measures all, keeps the best");
+  optimize_app->add_option("more", optimize.more, "other versions of the network; the dearest is the reference");
+  optimize_app->add_option("--data", optimize.data, "inputs to learn from")->required();
+  optimize_app->add_option("--calibration", optimize.calibration,
+                           "data to choose and certify by (default: a half of --data)");
+  optimize_app->add_option("--test", optimize.test, "data to report the result on");
+  optimize_app->add_option("--output", optimize.output, "the best form, an ONNX file");
+  optimize_app->add_option("--front", optimize.front, "a folder for every form on the front, with a manifest");
+  optimize_app->add_option("--report", optimize.report, "an HTML page");
+  auto* optimize_risk = optimize_app->add_option_group("risk", "one of");
+  optimize_risk
+      ->add_option("--max-disagreement", optimize.disagreement,
+                   "answers in a hundred that may differ from the reference's")
+      ->check(CLI::Range(0.001, 99.0));
+  optimize_risk
+      ->add_option("--max-accuracy-drop", optimize.drop, "percentage points of accuracy that may be lost; reads labels")
+      ->check(CLI::Range(0.001, 99.0));
+  optimize_risk->require_option(1);
+  optimize_app->add_option("--confidence", optimize.confidence, "of the certificate")
+      ->check(CLI::Range(0.5, 0.99999))
+      ->capture_default_str();
+  optimize_app->add_option("--objective", optimize.objective, "latency, flops or memory")
+      ->check(CLI::IsMember({"latency", "flops", "memory"}))
+      ->capture_default_str();
+  optimize_app->add_option("--without", optimize.without, "forms to leave out: int8, prune, exits, cascade")
+      ->check(CLI::IsMember({"int8", "prune", "exits", "cascade"}));
+  optimize_app->add_option("--remove", optimize.remove, "per cent of FLOPs that pruned forms lose")
+      ->check(CLI::Range(0.1, 99.0));
+  optimize_app->add_option("--seed", optimize.seed, "of everything random")->capture_default_str();
+  optimize_app->add_option("--threads", optimize.threads, "threads that train exits")
+      ->check(CLI::Range(1, 256))
+      ->capture_default_str();
+
   CLI::App* bench_command =
       command("bench", "Measures latency and GFLOP/s of the full network, against the peak of this machine");
   double seconds = 2;
@@ -512,6 +548,7 @@ int main(int argc, char** argv) {
       return calibrate(m, cal, c.as_json, false);
     }
     if (*cascade_app) return cascade_command(c, more, cal);
+    if (*optimize_app) return optimize_command(c.model, optimize, c.options(), c.as_json);
     if (*quantize_app || *prune_app) {
       const Model m = c.load();
       require_exits(m);

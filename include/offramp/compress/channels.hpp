@@ -27,8 +27,8 @@ class ChannelClasses {
     std::size_t node = 0;
     std::vector<int> in, out;  ///< the class of each channel
     bool depthwise = false;
-    Index taps = 1;        ///< weights for each pair of channels
-    Index pixels = 1;      ///< outputs of each channel, for one sample
+    Index taps = 1;    ///< weights for each pair of channels
+    Index pixels = 1;  ///< outputs of each channel, for one sample
   };
 
   ChannelClasses(const Graph& g, const Inference& shapes) : g_(g), shapes_(shapes) {
@@ -109,8 +109,8 @@ class ChannelClasses {
         const Index before = left(0, front), after = left(front + inner.size(), all.size());
         pads[1] = before;
         pads[pads.size() / 2 + 1] = after;
-        n.inputs[1] = g.add_constant(n.name + "_pruned_pads",
-                                     Tensor::of<Index>({static_cast<Index>(pads.size())}, pads));
+        n.inputs[1] =
+            g.add_constant(n.name + "_pruned_pads", Tensor::of<Index>({static_cast<Index>(pads.size())}, pads));
       }
     }
     for (Value& v : g.values) {
@@ -241,8 +241,7 @@ class ChannelClasses {
           if (s.count() != 1 && !fits) return unknown();
           continue;
         }
-        if (shape(v) != shape(out) &&
-            !(rank >= 3 && shape(v).rank() == rank && shape(v)[1] == shape(out)[1]))
+        if (shape(v) != shape(out) && !(rank >= 3 && shape(v).rank() == rank && shape(v)[1] == shape(out)[1]))
           return unknown();
         std::vector<int> own = channels_of_value(v);
         if (!result) {

@@ -42,12 +42,12 @@ struct PruneOptions {
   double flops_share = 0.3;  ///< of the network's nominal FLOPs, to be removed
   PruneCriterion criterion = PruneCriterion::reconstruction;
   bool refit = true;
-  bool blocks = true;         ///< residual branches may go as a whole
-  Index granularity = 8;      ///< channels of a group that go together
-  double most_share = 0.75;   ///< of the channels of a layer, that may go
-  Index batch = 16;           ///< samples at a time
-  Index rows = 24'000;        ///< equations for each least-squares fit
-  double ridge = 1e-3;        ///< pull to the weights before the fit, as a share of the mean square of what they read
+  bool blocks = true;        ///< residual branches may go as a whole
+  Index granularity = 8;     ///< channels of a group that go together
+  double most_share = 0.75;  ///< of the channels of a layer, that may go
+  Index batch = 16;          ///< samples at a time
+  Index rows = 24'000;       ///< equations for each least-squares fit
+  double ridge = 1e-3;       ///< pull to the weights before the fit, as a share of the mean square of what they read
   std::uint64_t seed = 0;
 };
 
@@ -103,8 +103,7 @@ class PatchReader {
       const bool inside = d >= 0 && d < w.in[0] && h >= 0 && h < w.in[1] && k >= 0 && k < w.in[2];
       const Index at = inside ? (d * w.in[1] + h) * w.in[2] + k : 0;
       for (Index c = 0; c < channels_; ++c)
-        to[c * w.taps() + t] =
-            inside ? static_cast<double>(x.f32()[(i * channels_ + c) * w.in_count() + at]) : 0.0;
+        to[c * w.taps() + t] = inside ? static_cast<double>(x.f32()[(i * channels_ + c) * w.in_count() + at]) : 0.0;
     }
   }
   void target(const TensorView& y, Index i, Index p, double* to) const {
@@ -312,8 +311,8 @@ class Pruner {
   // What one product's readers know of their input.
   struct Layer {
     Moments moments;
-    Matrix inverse;  // of xx of what is left, with a ridge
-    Matrix weights;  // best for what is left: [width + 1][outputs]
+    Matrix inverse;     // of xx of what is left, with a ridge
+    Matrix weights;     // best for what is left: [width + 1][outputs]
     double power = 0;   // mean square of the outputs, all together
     double weight = 1;  // of its error, by what it does to the answers
     std::vector<bool> gone;
@@ -374,9 +373,8 @@ class Pruner {
       const auto& p = products[l];
       layers_[l].gone.assign(p.in.size(), false);
       if (p.depthwise) continue;
-      const bool matters = std::any_of(p.in.begin(), p.in.end(), [&](int c) {
-        return c != ChannelClasses::none && classes_.removable(c);
-      });
+      const bool matters = std::any_of(p.in.begin(), p.in.end(),
+                                       [&](int c) { return c != ChannelClasses::none && classes_.removable(c); });
       if (!matters) continue;
       const Node& n = g_.nodes[p.node];
       const Shape in = shapes_.views[static_cast<std::size_t>(n.inputs[0])].shape,
@@ -414,14 +412,12 @@ class Pruner {
   // Weighs each layer's relative error by what an error of that size does to the answers: its output is disturbed by
   // noise of a tenth of its power, and the answers' squared change is divided by that.
   void weigh() {
-    const auto part =
-        samples_.first(static_cast<std::size_t>(std::min<Index>(64, static_cast<Index>(samples_.size()) / sample_size(g_)) *
-                                                sample_size(g_)));
+    const auto part = samples_.first(static_cast<std::size_t>(
+        std::min<Index>(64, static_cast<Index>(samples_.size()) / sample_size(g_)) * sample_size(g_)));
     const std::vector<ValueId> answer{g_.outputs.back()};
     std::vector<float> plain;
-    watch_values(g_, o_.model, answer, part, o_.batch, [&](std::size_t, const TensorView& x) {
-      plain.insert(plain.end(), x.f32(), x.f32() + x.count());
-    });
+    watch_values(g_, o_.model, answer, part, o_.batch,
+                 [&](std::size_t, const TensorView& x) { plain.insert(plain.end(), x.f32(), x.f32() + x.count()); });
     double power = 0;
     for (const float x : plain) power += static_cast<double>(x) * static_cast<double>(x);
     for (std::size_t l = 0; l < layers_.size(); ++l) {
@@ -490,8 +486,8 @@ class Pruner {
           const Index each = w.count() / outs;
           double sum = 0;
           for (Index i = 0; i < each; ++i)
-            sum += static_cast<double>(
-                std::fabs(w.view().f32()[by_row ? static_cast<Index>(o) * each + i : i * outs + static_cast<Index>(o)]));
+            sum += static_cast<double>(std::fabs(
+                w.view().f32()[by_row ? static_cast<Index>(o) * each + i : i * outs + static_cast<Index>(o)]));
           all += sum / static_cast<double>(each);
         }
       }
@@ -510,7 +506,8 @@ class Pruner {
     return flops;
   }
 
-  // Channels that are read and computed by the same products are of one kind: they go in groups, the least useful first.
+  // Channels that are read and computed by the same products are of one kind: they go in groups, the least useful
+  // first.
   void group() {
     std::map<std::string, std::vector<int>> kinds;
     for (int c = 0; c < classes_.count(); ++c) {
@@ -553,7 +550,8 @@ class Pruner {
     for (std::size_t k = 0; k < kinds_.size(); ++k) {
       bool affected = k == changed;
       for (const int c : kinds_[k]) {
-        for (const auto& [l, channel] : members_[static_cast<std::size_t>(c)]) affected = affected || touched.contains(l);
+        for (const auto& [l, channel] : members_[static_cast<std::size_t>(c)])
+          affected = affected || touched.contains(l);
         if (affected) break;
       }
       if (!affected) continue;
@@ -567,7 +565,8 @@ class Pruner {
   void remove(const std::vector<int>& classes) {
     for (const int c : classes) {
       removed_[static_cast<std::size_t>(c)] = true;
-      for (const auto& [l, channel] : members_[static_cast<std::size_t>(c)]) eliminate(layers_[l], classes_.products()[l].taps, channel);
+      for (const auto& [l, channel] : members_[static_cast<std::size_t>(c)])
+        eliminate(layers_[l], classes_.products()[l].taps, channel);
     }
   }
   // Takes a channel out of a reader: its best weights for what is left, and the inverse that goes with them.
@@ -593,7 +592,7 @@ class Pruner {
   ChannelClasses classes_;
   std::map<std::size_t, std::size_t> layer_of_;
   std::vector<bool> removed_;
-  std::vector<Layer> layers_;  // of each product
+  std::vector<Layer> layers_;                                        // of each product
   std::vector<std::vector<std::pair<std::size_t, Index>>> members_;  // of each class: readers and their channel
   std::map<int, double> cost_;
   std::vector<std::vector<int>> kinds_, groups_;
@@ -611,9 +610,8 @@ inline PruneResult prune(const Model& model, std::span<const float> samples, con
   detail::check_samples(samples, model.sample_size());
   Graph g = simplified(model.graph(), options.model);
   detail::name_nodes(g);
-  const ValueId answer = *std::find_if(g.outputs.begin(), g.outputs.end(), [&](ValueId v) {
-    return g[v].name == model.exits().back().name;
-  });
+  const ValueId answer = *std::find_if(g.outputs.begin(), g.outputs.end(),
+                                       [&](ValueId v) { return g[v].name == model.exits().back().name; });
   PruneResult r;
   r.full_flops = static_cast<double>(model.full_cost().flops);
   detail::Pruner pruner(g, samples, options);
@@ -625,9 +623,8 @@ inline PruneResult prune(const Model& model, std::span<const float> samples, con
   r.graph = pruner.fitted();
   r.layers = pruner.layers();
   const auto expected = detail::answers_of(g, answer, options.model, samples, options.batch);
-  const ValueId small_answer = *std::find_if(r.graph.outputs.begin(), r.graph.outputs.end(), [&](ValueId v) {
-    return r.graph[v].name == model.exits().back().name;
-  });
+  const ValueId small_answer = *std::find_if(r.graph.outputs.begin(), r.graph.outputs.end(),
+                                             [&](ValueId v) { return r.graph[v].name == model.exits().back().name; });
   const auto answers = detail::answers_of(r.graph, small_answer, options.model, samples, options.batch);
   Index same = 0;
   for (std::size_t i = 0; i < answers.size(); ++i) same += answers[i] == expected[i];

@@ -326,7 +326,8 @@ class Quantizer {
     // Exit heads stay in float: they are small, and what tells sure answers from others is fine differences.
     const std::vector<bool> backbone = ancestors(g_.outputs.empty() ? no_value : answer_);
     const auto kept = [&](const Node& n) {
-      return !backbone[static_cast<std::size_t>(&n - g_.nodes.data())] || in_float.contains(n.name) || std::find(o_.keep.begin(), o_.keep.end(), n.name) != o_.keep.end();
+      return !backbone[static_cast<std::size_t>(&n - g_.nodes.data())] || in_float.contains(n.name) ||
+             std::find(o_.keep.begin(), o_.keep.end(), n.name) != o_.keep.end();
     };
     // Whether a value comes out of something that computes in bytes.
     const auto from_bytes = [&](ValueId v) {

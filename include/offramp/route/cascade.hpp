@@ -82,9 +82,9 @@ inline Graph cascade(std::span<const Version> versions) {
     for (std::size_t i = 1; i < a.inputs()[0].sizes.size(); ++i)
       OFFRAMP_REQUIRE(a.inputs()[0].sizes[i] == b.inputs()[0].sizes[i],
                       "'" + v.name + "' takes another input than '" + versions[0].name + "'");
-    OFFRAMP_REQUIRE(a.graph().opset == b.graph().opset,
-                    "'" + v.name + "' is of opset " + std::to_string(b.graph().opset) + ", '" + versions[0].name +
-                        "' of " + std::to_string(a.graph().opset));
+    OFFRAMP_REQUIRE(a.graph().opset == b.graph().opset, "'" + v.name + "' is of opset " +
+                                                            std::to_string(b.graph().opset) + ", '" + versions[0].name +
+                                                            "' of " + std::to_string(a.graph().opset));
   }
   Graph g;
   g.name = "cascade";

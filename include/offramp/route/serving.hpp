@@ -69,8 +69,8 @@ class ModelHandle {
   std::atomic<std::uint64_t> version_{0};
 };
 
-/// One thread's session over what a handle serves. A call looks at one atomic number; only where the version has changed
-/// it makes a new session, which allocates. The handle must outlive it.
+/// One thread's session over what a handle serves. A call looks at one atomic number; only where the version has
+/// changed it makes a new session, which allocates. The handle must outlive it.
 class ServingSession {
  public:
   explicit ServingSession(const ModelHandle& handle, Index capacity = 1) : handle_(&handle), capacity_(capacity) {
@@ -99,8 +99,8 @@ class ServingSession {
   std::optional<Session<Model>> session_;
 };
 
-/// Named handles: versions are added, replaced and removed while others are served. Handles stay valid for whoever holds
-/// them, also after their removal.
+/// Named handles: versions are added, replaced and removed while others are served. Handles stay valid for whoever
+/// holds them, also after their removal.
 class ModelRegistry {
  public:
   /// Adds a version or replaces the one of that name.

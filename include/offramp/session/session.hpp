@@ -116,7 +116,8 @@ class Session {
     bool ok = true;
     const Index step = std::min(batch, network_.max_batch());
     for (Index i = 0; i < batch; i += step)
-      ok = run_batch<is_full>(samples.data() + i * network_.sample_size(), i, std::min(step, batch - i), policy, wanted, stop) &&
+      ok = run_batch<is_full>(samples.data() + i * network_.sample_size(), i, std::min(step, batch - i), policy, wanted,
+                              stop) &&
            ok;
     if (!ok) raise("an index in the data is out of range");
     return {predictions_.data(), static_cast<std::size_t>(batch)};
@@ -140,7 +141,9 @@ class Session {
     Cost spent;
     Index live = n;
     bool answered = false;
-    constexpr bool at_once = is_full && requires(const N& x, typename N::State& s) { x.run_full(s); };
+    constexpr bool at_once = is_full && requires(const N& x, typename N::State& s) {
+      x.run_full(s);
+    };
     for (Index k = at_once ? exits - 1 : 0; k < exits && live > 0; ++k) {
       if (answered && stop()) {
         for (Index j = 0; j < live; ++j)
