@@ -346,7 +346,7 @@ int main(int argc, char** argv) {
     sub->add_option("model", c.model, "the network, an ONNX file")->required();
     sub->add_flag("--json", c.as_json, "print JSON for machines");
     sub->add_option("--shape", c.shape, "sizes of the input where the file leaves them open, N,C,H,W")->delimiter(',');
-    sub->add_option("--isa", c.isa, "instruction set: baseline, avx2 or avx512 (default: the best here)");
+    sub->add_option("--isa", c.isa, "instruction set: baseline, avx2, avx512 or avx512_vnni (default: the best here)");
     return sub;
   };
   CLI::App* inspect_command =

@@ -285,10 +285,11 @@ class Optimizer {
       c.seed = o_.seed;
       c.threads = o_.threads;
       c.certificate = {target_.risk, target_.epsilon, 1 - o_.confidence, false};
+      c.certify = false;  // the form that is chosen is certified, on samples of its own
       c.objective = o_.objective == "latency" ? offramp::Objective::latency : offramp::Objective::flops;
       offramp::CacheData d;
       d.samples = data_.samples;
-      d.calibration = select_.samples;  // chooses heads only: what is certified here is certified anew below
+      d.calibration = select_.samples;
       if (o_.drop) d.labels = data_.labels, d.calibration_labels = select_.labels;
       const offramp::CacheResult r = offramp::cache_layers(v.model, d, c, cache_progress());
       OFFRAMP_REQUIRE(r.has_exits, "no exits: " + r.reason);

@@ -37,6 +37,7 @@ enum class Objective : std::uint8_t {
 /// How a network is cached.
 struct CacheOptions {
   CertificateOptions certificate;  ///< the risk that is allowed, and how surely
+  bool certify = true;             ///< false: all that does not train chooses, and nothing is guaranteed
   std::optional<double> budget;    ///< instead: the most agreement within this mean price of a sample
   Objective objective = Objective::flops;
   PlaceOptions places;
@@ -267,9 +268,10 @@ class Cacher {
     held_ = take(data.samples, size_, held);
     if (data.labels_in_training) fit_labels_ = take(data.labels, train);
     const auto other = apart ? shuffled(m) : order;
-    const double selected = options_.select_share / (1 - options_.fit_share);
-    const auto select = apart ? part(other, 0, selected) : part(order, fitted, fitted + options_.select_share);
-    const auto certify = apart ? part(other, selected, 1) : part(order, fitted + options_.select_share, 1);
+    const double selected = options_.certify ? options_.select_share / (1 - options_.fit_share) : 1.0;
+    const double cut = options_.certify ? fitted + options_.select_share : 1.0;
+    const auto select = apart ? part(other, 0, selected) : part(order, fitted, cut);
+    const auto certify = apart ? part(other, selected, 1) : part(order, cut, 1);
     const auto from = apart ? data.calibration : data.samples;
     select_ = take(from, size_, select);
     certify_ = take(from, size_, certify);
@@ -372,14 +374,18 @@ class Cacher {
     for (const fit::PlacedHead& h : refined) chosen.push_back({h.place, h.head->write(), h.earlier});
     scores = record(chosen, select_, select_labels_, "choosing the policy");
     sharpen(chosen, scores);
-    const ExitScores fresh = record(chosen, certify_, certify_labels_, "certifying");
     ExitCalibrationOptions how;
     how.target = target();
-    how.delta = options_.certificate.delta;
     how.per_class = options_.certificate.per_class;
-    r.calibration = calibrate_exits(scores, fresh, how);
+    if (options_.certify) {
+      how.delta = options_.certificate.delta;
+      r.calibration = calibrate_exits(scores, record(chosen, certify_, certify_labels_, "certifying"), how);
+    } else {
+      r.calibration = calibrate_exits(scores, scores, how);
+    }
     if (r.calibration.selection.exits.empty()) return "no exit pays for itself at this risk";
-    if (!r.calibration.has_exits) return refusal_of(options_.certificate, r.calibrated);
+    if (!r.calibration.has_exits)
+      return options_.certify ? refusal_of(options_.certificate, r.calibrated) : "no exit pays for itself at this risk";
     write(r, chosen, scores);
     return {};
   }
@@ -551,7 +557,7 @@ class Cacher {
     r.policy = policy_text_of(best.kind, best.gate, c.thresholds, classes_);
     r.graph.metadata["offramp.policy"] = r.policy;
     r.graph.metadata["offramp.exits"] = names;
-    r.graph.metadata["offramp.certificate"] = text_of(c.certificate);
+    if (options_.certify) r.graph.metadata["offramp.certificate"] = text_of(c.certificate);
   }
 
   CacheOptions options_;

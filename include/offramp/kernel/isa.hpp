@@ -23,7 +23,7 @@ constexpr std::string_view name_of(Isa isa) noexcept {
     case Isa::avx512:
       return "avx512";
     case Isa::avx512_vnni:
-      return "avx512-vnni";
+      return "avx512_vnni";
   }
   return "baseline";
 }

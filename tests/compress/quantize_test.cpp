@@ -1,0 +1,159 @@
+// Networks in bytes: fast against node by node, and what post-training quantization makes of hard cases.
+#include "offramp/compress/quantize.hpp"
+
+#include <gtest/gtest.h>
+
+#include "graphs.hpp"
+#include "offramp/onnx/onnx.hpp"
+
+namespace offramp {
+namespace {
+
+std::vector<float> samples(Index n, Index size, unsigned seed) {
+  return test::random_floats(n * size, seed, -1, 2);
+}
+
+// The outputs of both ways through a quantized network; a step of a byte somewhere is all they may differ by.
+double difference(const Model& m, const Shape& shape) {
+  const std::vector<Tensor> in{test::random_tensor(shape, 5)};
+  const auto fast = m.run(in), plain = m.run_graph(in);
+  double largest = 0, most = 1e-9;
+  for (std::size_t i = 0; i < fast.size(); ++i) {
+    const auto a = fast[i].values<float>(), b = plain[i].values<float>();
+    for (std::size_t k = 0; k < a.size(); ++k) {
+      largest = std::max(largest, static_cast<double>(std::fabs(a[k] - b[k])));
+      most = std::max(most, static_cast<double>(std::fabs(b[k])));
+    }
+  }
+  return largest / most;
+}
+
+Index count_of(const Model& m, const std::string& op) {
+  return std::count_if(m.layers().begin(), m.layers().end(), [&](const LayerInfo& l) { return l.op == op; });
+}
+
+TEST(Quantize, ResidualNetworkComputesInBytesEndToEnd) {
+  const Model model(test::residual_network());
+  const auto x = samples(64, 192, 3);
+  QuantizeOptions o;
+  o.max_disagreement = 1;
+  const QuantizeResult r = quantize(model, x, o);
+  EXPECT_GE(r.agreement, 0.8);
+  for (const Isa isa : available_isas()) {
+    ModelOptions options;
+    options.isa = isa;
+    const Model q(r.graph, options);
+    ASSERT_TRUE(q.has_plan()) << q.why_not();
+    EXPECT_EQ(q.exit_count(), 3);
+    EXPECT_EQ(count_of(q, "IntegerConv"), 8);  // every convolution of the backbone
+    EXPECT_EQ(count_of(q, "Add"), 0);
+    EXPECT_LT(difference(q, {3, 3, 8, 8}), 0.03) << name_of(isa);
+    Cost all;
+    for (const LayerInfo& l : q.layers()) all += l.cost;
+    EXPECT_GT(all.integer, all.flops * 9 / 10);
+  }
+  // Written and read again: the same, bit for bit.
+  const std::string file = onnx::write(r.graph);
+  const Model again = load_onnx(std::as_bytes(std::span<const char>(file)));
+  const std::vector<Tensor> in{test::random_tensor({2, 3, 8, 8}, 8)};
+  const auto a = Model(r.graph).run(in), b = again.run(in);
+  for (std::size_t i = 0; i < a.size(); ++i) EXPECT_EQ(std::memcmp(a[i].data(), b[i].data(), a[i].bytes()), 0);
+}
+
+// Depthwise, clipped activations, strides, poolings, concatenation, an odd number of channels.
+Graph mobile() {
+  test::Builder b;
+  b.g.opset = 13;
+  const std::vector<Index> pads{1, 1, 1, 1}, three{3, 3};
+  const auto number = [&](float v) { return b.constant(Tensor::of<float>({}, std::vector<float>{v})); };
+  const auto relu6 = [&](ValueId v) { return b.node("Clip", {v, number(0), number(6)}); };
+  auto x = b.input("input", {dynamic, 3, 9, 9});
+  x = relu6(b.node("Conv", {x, b.constant({18, 3, 3, 3}, 1), b.constant({18}, 2)},
+                   {{"kernel_shape", three}, {"pads", pads}}));
+  auto y = relu6(b.node("Conv", {x, b.constant({18, 1, 3, 3}, 3), b.constant({18}, 4)},
+                        {{"kernel_shape", three}, {"pads", pads}, {"group", Index{18}}}));
+  y = b.node("Conv", {y, b.constant({18, 18, 1, 1}, 5)}, {{"kernel_shape", std::vector<Index>{1, 1}}});
+  x = b.node("Add", {x, y});
+  x = b.node("MaxPool", {x}, {{"kernel_shape", std::vector<Index>{2, 2}}, {"strides", std::vector<Index>{2, 2}}});
+  const auto left = b.node("Relu", {b.node("Conv", {x, b.constant({5, 18, 1, 1}, 6)})});
+  const auto right = b.node("Relu", {b.node("Conv", {x, b.constant({7, 18, 3, 3}, 7)}, {{"pads", pads}})});
+  x = b.node("Concat", {left, right}, {{"axis", Index{1}}});
+  x = b.node("Flatten", {b.node("GlobalAveragePool", {x})}, {{"axis", Index{1}}});
+  b.output(b.node("Gemm", {x, b.constant({12, 4}, 8), b.constant({4}, 9)}), "logits");
+  return b.g;
+}
+
+TEST(Quantize, DepthwiseNetworkWithClipsPoolsAndConcatenation) {
+  const Model model(mobile());
+  for (const RangeChoice range : {RangeChoice::squared_error, RangeChoice::percentile, RangeChoice::extremes}) {
+    QuantizeOptions o;
+    o.range = range;
+    o.max_disagreement = 1;
+    const QuantizeResult r = quantize(model, samples(48, 243, 4), o);
+    EXPECT_GE(r.agreement, 0.8);
+    for (const Isa isa : available_isas()) {
+      ModelOptions options;
+      options.isa = isa;
+      const Model q(r.graph, options);
+      EXPECT_EQ(count_of(q, "IntegerConv"), 5);
+      EXPECT_EQ(count_of(q, "IntegerDense"), 1);
+      EXPECT_LT(difference(q, {2, 3, 9, 9}), 0.05) << name_of(isa);
+    }
+  }
+}
+
+TEST(Quantize, KeepsNamedLayersAndThoseThatSufferInFloat) {
+  const Model model(test::residual_network());
+  const auto x = samples(64, 192, 3);
+  QuantizeOptions o;
+  o.keep = {"Conv_0"};
+  o.max_disagreement = 1;
+  const QuantizeResult r = quantize(model, x, o);
+  EXPECT_TRUE(
+      std::any_of(r.layers.begin(), r.layers.end(), [](const auto& l) { return l.name == "Conv_0" && l.in_float; }));
+  EXPECT_EQ(count_of(Model(r.graph), "IntegerConv"), 7);
+  o = {};
+  o.max_disagreement = 0;  // asks for what bytes cannot give: the worst layers go to float, and agreement only rises
+  const QuantizeResult strict = quantize(model, x, o);
+  EXPECT_GE(strict.agreement, r.agreement - 0.05);
+}
+
+TEST(Quantize, HardDataAreAnErrorOrHarmless) {
+  const Model model(test::residual_network());
+  auto x = samples(16, 192, 3);
+  EXPECT_THROW(quantize(model, std::span<const float>(x).first(100)), Error);
+  EXPECT_THROW(quantize(model, {}), Error);
+  x[7] = std::numeric_limits<float>::quiet_NaN();
+  EXPECT_THROW(quantize(model, x), Error);
+  x[7] = 1e30f;  // an outlier: every range is as wide as it, and most of the rest is 0; no crash, finite answers
+  QuantizeOptions o;
+  o.max_disagreement = 1;
+  const QuantizeResult wide = quantize(model, x, o);
+  const std::vector<Tensor> in{test::random_tensor({1, 3, 8, 8}, 8)};
+  for (const Tensor& t : Model(wide.graph).run(in)) {
+    for (const float v : t.values<float>()) EXPECT_TRUE(std::isfinite(v));
+  }
+  // Activations that never change, and filters that are all zero.
+  const std::vector<float> same(192 * 8, 0.0f);
+  const QuantizeResult constant = quantize(model, same, o);
+  EXPECT_EQ(constant.agreement, 1);
+  test::Builder b;
+  b.g.opset = 13;
+  auto v = b.input("input", {dynamic, 2, 4, 4});
+  v = b.node("Relu", {b.node("Conv", {v, b.constant(Tensor(DType::f32, {6, 2, 1, 1}))})});
+  v = b.node("Flatten", {b.node("GlobalAveragePool", {v})}, {{"axis", Index{1}}});
+  b.output(b.node("Gemm", {v, b.constant({6, 3}, 1), b.constant({3}, 2)}), "logits");
+  const Model dead(b.g);
+  const QuantizeResult zero = quantize(dead, samples(8, 32, 1), o);
+  EXPECT_EQ(zero.agreement, 1);
+  EXPECT_LT(difference(Model(zero.graph), {2, 2, 4, 4}), 0.03);
+}
+
+TEST(Quantize, RefusesWhatItCannotQuantize) {
+  test::Builder b;
+  b.output(b.node("Relu", {b.input("input", {dynamic, 4})}), "y");
+  EXPECT_THROW(quantize(Model(b.g), std::vector<float>(8, 1.0f)), Error);
+}
+
+}  // namespace
+}  // namespace offramp

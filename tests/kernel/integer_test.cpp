@@ -1,0 +1,219 @@
+// The kernels on bytes of every instruction set against plain loops.
+#include "offramp/kernel/integer.hpp"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <random>
+#include <vector>
+
+#include "offramp/kernel/dispatch.hpp"
+
+namespace offramp::kernel {
+namespace {
+
+class EveryIntegerIsa : public ::testing::TestWithParam<Isa> {
+ protected:
+  const IntegerKernels& k = *kernels_for(GetParam()).integer;
+};
+
+template <class T>
+std::vector<T> random_bytes(Index n, unsigned seed) {
+  std::mt19937 engine(seed);
+  std::vector<T> v(static_cast<std::size_t>(n));
+  for (T& x : v) x = static_cast<T>(engine() & 0xff);
+  return v;
+}
+std::vector<float> scales(Index n, unsigned seed) {
+  std::mt19937 engine(seed);
+  std::vector<float> v(static_cast<std::size_t>((n + 63) / 64 * 64), 0.0f);
+  for (Index i = 0; i < n; ++i) v[static_cast<std::size_t>(i)] = 1e-3f + 1e-6f * static_cast<float>(engine() % 1000);
+  return v;
+}
+
+int rounded(float v, float low, float high) {
+  return static_cast<int>(std::nearbyint(std::clamp(v, low, high)));
+}
+// Rounding may fall the other way where a fused multiply-add keeps a bit more.
+void expect_byte(int found, int expected, const char* what, Index at) {
+  EXPECT_LE(std::abs(found - expected), 1) << what << " " << at;
+}
+
+TEST_P(EveryIntegerIsa, GemmEqualsPlainLoops) {
+  unsigned seed = 0;
+  for (const Index m : {1, 2, 7, 8, 9, 33}) {
+    for (const Index n : {1, 10, 16, 17, 32, 48, 50, 70}) {
+      for (const Index run : {1, 3, 4, 9, 16, 37}) {
+        for (const Index taps : {1, 3}) {
+          const auto a = random_bytes<std::uint8_t>(m * taps * run, ++seed);
+          const auto b = random_bytes<std::int8_t>(taps * run * n, ++seed);
+          std::vector<std::int8_t> packed(static_cast<std::size_t>(integer_packed_size(taps, run, n)));
+          integer_pack(b.data(), taps, run, n, packed.data());
+          std::vector<std::int32_t> bias(static_cast<std::size_t>((n + 15) / 16 * 16), 0), offsets;
+          for (Index j = 0; j < n; ++j) bias[static_cast<std::size_t>(j)] = static_cast<std::int32_t>(j * 101 - 700);
+          const auto scale = scales(n, ++seed);
+          const std::vector<std::uint8_t> fill(static_cast<std::size_t>(run), 7);
+          const auto residual = random_bytes<std::uint8_t>(m * n, ++seed);
+          for (Index i = 0; i < m; ++i) {
+            for (Index t = 0; t < taps; ++t)
+              offsets.push_back(taps > 1 && (i + t) % 4 == 3 ? -1 : static_cast<std::int32_t>((i * taps + t) * run));
+          }
+          const auto sum = [&](Index i, Index j) {
+            std::int32_t s = bias[static_cast<std::size_t>(j)];
+            for (Index t = 0; t < taps; ++t) {
+              const std::int32_t at = offsets[static_cast<std::size_t>(i * taps + t)];
+              for (Index c = 0; c < run; ++c)
+                s += (at < 0 ? 7 : a[static_cast<std::size_t>(at + c)]) *
+                     b[static_cast<std::size_t>((t * run + c) * n + j)];
+            }
+            return s;
+          };
+          IntegerGemm g;
+          g.m = m, g.n = n, g.taps = taps, g.run = run, g.a = a.data(), g.lda = run, g.fill = fill.data();
+          if (taps > 1) g.offsets = offsets.data();
+          g.b = packed.data(), g.bias = bias.data(), g.ldc = n;
+          g.columns_outside = seed % 2 == 0;
+          g.output.scale = scale.data();
+          // To floats, exactly.
+          std::vector<float> real(static_cast<std::size_t>(m * n + 1), -1.0f);
+          g.c = real.data();
+          g.output.stores_real = true, g.output.low = -40, g.output.high = 50;
+          k.gemm(g);
+          for (Index i = 0; i < m; ++i) {
+            for (Index j = 0; j < n; ++j) {
+              const float v = static_cast<float>(sum(i, j)) * scale[static_cast<std::size_t>(j)];
+              ASSERT_EQ(real[static_cast<std::size_t>(i * n + j)], std::clamp(v, -40.0f, 50.0f))
+                  << m << "x" << n << "x" << taps << "x" << run;
+            }
+          }
+          EXPECT_EQ(real.back(), -1.0f);
+          // To bytes, of either sign, alone and added to others.
+          for (const bool is_signed : {false, true}) {
+            for (const bool adds : {false, true}) {
+              std::vector<std::uint8_t> c(static_cast<std::size_t>(m * n + 1), 77);
+              g.c = c.data();
+              g.output = {};
+              g.output.scale = scale.data(), g.output.is_signed = is_signed;
+              g.output.zero = is_signed ? -5 : 9;
+              g.output.low = is_signed ? -123.0f : -9.0f, g.output.high = is_signed ? 100.0f : 240.0f;
+              if (adds) {
+                g.output.residual = residual.data(), g.output.ldr = n;
+                g.output.y_scale = 0.75f, g.output.residual_scale = 0.5f, g.output.residual_zero = 128;
+                g.output.sum_low = 0, g.output.sum_high = 90;
+              }
+              k.gemm(g);
+              for (Index i = 0; i < m; ++i) {
+                for (Index j = 0; j < n; ++j) {
+                  const auto u = static_cast<std::size_t>(i * n + j);
+                  const float v = static_cast<float>(sum(i, j)) * scale[static_cast<std::size_t>(j)];
+                  int expected = rounded(v, g.output.low, g.output.high);
+                  if (adds)
+                    expected = rounded(
+                        static_cast<float>(expected) * 0.75f + (static_cast<float>(residual[u]) - 128.0f) * 0.5f, 0,
+                        90);
+                  const int found = (is_signed ? static_cast<std::int8_t>(c[u]) : c[u]) - g.output.zero;
+                  ASSERT_NO_FATAL_FAILURE(expect_byte(found, expected, "gemm", static_cast<Index>(u)));
+                }
+              }
+              EXPECT_EQ(c.back(), 77);
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_P(EveryIntegerIsa, DepthwiseEqualsPlainLoops) {
+  unsigned seed = 100;
+  for (const Index channels : {1, 16, 24, 64, 70, 144}) {
+    for (const Index size : {3, 5}) {
+      for (const Index stride : {1, 2}) {
+        const Index h = 7, w = 6, pad = size / 2;
+        const Index oh = (h + 2 * pad - size) / stride + 1, ow = (w + 2 * pad - size) / stride + 1;
+        const auto in = random_bytes<std::uint8_t>(h * w * channels, ++seed);
+        const auto weights = random_bytes<std::int8_t>(size * size * channels, ++seed);
+        std::vector<std::int8_t> packed(static_cast<std::size_t>(depthwise_packed_size(size * size, channels)));
+        pack_depthwise(weights.data(), size * size, channels, packed.data());
+        std::vector<std::int32_t> bias(static_cast<std::size_t>((channels + 63) / 64 * 64), 11);
+        const auto scale = scales(channels, ++seed);
+        const std::vector<std::uint8_t> fill(static_cast<std::size_t>(channels + 64), 3);
+        std::vector<std::uint8_t> out(static_cast<std::size_t>(oh * ow * channels + 1), 77);
+        IntegerDepthwise d;
+        d.channels = channels, d.in_h = h, d.in_w = w, d.out_h = oh, d.out_w = ow;
+        d.kernel_h = d.kernel_w = size, d.stride_h = d.stride_w = stride, d.pad_top = d.pad_left = pad;
+        d.in = in.data(), d.fill = fill.data(), d.weights = weights.data(), d.packed = packed.data();
+        d.bias = bias.data(), d.out = out.data();
+        d.output.scale = scale.data(), d.output.low = -20, d.output.high = 200, d.output.zero = 30;
+        k.depthwise(d);
+        for (Index y = 0; y < oh; ++y) {
+          for (Index x = 0; x < ow; ++x) {
+            for (Index c = 0; c < channels; ++c) {
+              std::int32_t sum = 11;
+              for (Index t = 0; t < size * size; ++t) {
+                const Index iy = y * stride - pad + t / size, ix = x * stride - pad + t % size;
+                const bool inside = iy >= 0 && iy < h && ix >= 0 && ix < w;
+                sum += (inside ? in[static_cast<std::size_t>((iy * w + ix) * channels + c)] : 3) *
+                       weights[static_cast<std::size_t>(t * channels + c)];
+              }
+              const int expected = rounded(static_cast<float>(sum) * scale[static_cast<std::size_t>(c)], -20, 200) + 30;
+              ASSERT_NO_FATAL_FAILURE(
+                  expect_byte(out[static_cast<std::size_t>((y * ow + x) * channels + c)], expected, "depthwise", c));
+            }
+          }
+        }
+        EXPECT_EQ(out.back(), 77);
+      }
+    }
+  }
+}
+
+TEST_P(EveryIntegerIsa, RowsEqualPlainLoops) {
+  for (const Index n : {1, 5, 16, 31, 64, 100}) {
+    std::vector<float> x(static_cast<std::size_t>(n));
+    for (Index i = 0; i < n; ++i) x[static_cast<std::size_t>(i)] = static_cast<float>(i - n / 2) * 0.37f;
+    x[0] = std::numeric_limits<float>::quiet_NaN();
+    if (n > 3) x[1] = std::numeric_limits<float>::infinity(), x[2] = -1e30f;
+    for (const bool is_signed : {false, true}) {
+      const int zero = is_signed ? -3 : 12, low = is_signed ? -128 : 0, high = is_signed ? 127 : 255;
+      std::vector<std::uint8_t> q(x.size());
+      std::vector<float> back(x.size());
+      k.quantize(x.data(), q.data(), n, 0.11f, zero, is_signed);
+      k.dequantize(q.data(), back.data(), n, 0.11f, zero, is_signed);
+      for (std::size_t i = 0; i < x.size(); ++i) {
+        const float v = std::isnan(x[i]) ? 0.0f : x[i] / 0.11f;
+        const int expected = std::clamp(static_cast<int>(std::nearbyint(std::clamp(v, -1e6f, 1e6f))) + zero, low, high);
+        const int found = is_signed ? static_cast<std::int8_t>(q[i]) : q[i];
+        EXPECT_EQ(found, expected) << i;
+        EXPECT_FLOAT_EQ(back[i], static_cast<float>(found - zero) * 0.11f);
+      }
+      // Largest and sum over five rows.
+      const auto rows = random_bytes<std::uint8_t>(5 * n, static_cast<unsigned>(n));
+      std::vector<const void*> at;
+      for (Index r = 0; r < 5; ++r) at.push_back(rows.data() + r * n);
+      std::vector<std::uint8_t> largest(x.size());
+      std::vector<std::int32_t> sums(x.size());
+      k.largest(at.data(), 5, largest.data(), n, is_signed);
+      k.sum(rows.data(), n, 5, sums.data(), n, is_signed);
+      for (Index i = 0; i < n; ++i) {
+        int most = -1000, sum = 0;
+        for (Index r = 0; r < 5; ++r) {
+          const std::uint8_t raw = rows[static_cast<std::size_t>(r * n + i)];
+          const int v = is_signed ? static_cast<std::int8_t>(raw) : raw;
+          most = std::max(most, v);
+          sum += v;
+        }
+        const std::uint8_t raw = largest[static_cast<std::size_t>(i)];
+        EXPECT_EQ(is_signed ? static_cast<std::int8_t>(raw) : raw, most);
+        EXPECT_EQ(sums[static_cast<std::size_t>(i)], sum);
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, EveryIntegerIsa, ::testing::ValuesIn(available_isas().begin(), available_isas().end()),
+                         [](const auto& p) { return std::string(name_of(p.param)); });
+
+}  // namespace
+}  // namespace offramp::kernel
