@@ -34,3 +34,12 @@
 #define OFFRAMP_X86_TARGETS 0
 #endif
 #endif
+
+/// 1: the product of bytes is compiled for AMX, too, which a process must ask the system for.
+#ifndef OFFRAMP_AMX
+#if OFFRAMP_X86_TARGETS && defined(__linux__)
+#define OFFRAMP_AMX 1
+#else
+#define OFFRAMP_AMX 0
+#endif
+#endif

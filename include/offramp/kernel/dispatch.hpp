@@ -104,10 +104,30 @@
 
 #endif  // OFFRAMP_X86_TARGETS
 
+#if OFFRAMP_AMX
+#include "offramp/kernel/amx_text.inc"
+#endif
+
 namespace offramp::kernel {
 
 /// The kernels of `isa`, or of the baseline where this build has none for it.
 inline const Kernels& kernels_for(Isa isa) noexcept {
+#if OFFRAMP_AMX
+  if (isa == Isa::amx) {
+    static const IntegerKernels integer = [] {
+      IntegerKernels k = avx512_vnni::integer::table_of_kernels;
+      k.gemm = &amx::gemm;
+      k.reads_tiles = true;
+      return k;
+    }();
+    static const Kernels tiles = [] {
+      Kernels k = avx512::table();
+      k.integer = &integer;
+      return k;
+    }();
+    return tiles;
+  }
+#endif
 #if OFFRAMP_X86_TARGETS
   if (isa == Isa::avx512_vnni) {
     static const Kernels vnni = [] {

@@ -37,7 +37,9 @@ struct IntegerGemm {
   void* c = nullptr;
   Index ldc = 0;
   bool columns_outside = false;
-  bool reads_past = false;  ///< up to 3 bytes behind a run may be read: `run` is rounded up to a multiple of 4
+  /// Up to 3 bytes behind a run may be read (`run` is rounded up to a multiple of 4), and up to 15 runs at the same
+  /// distance behind the last.
+  bool reads_past = false;
 };
 
 /// Depthwise convolution of unsigned by signed bytes, channels last, one image, multiplier 1.
@@ -74,7 +76,8 @@ struct IntegerKernels {
   void (*requantize)(const std::int32_t* sums, void* out, Index n, const Requantize& output) noexcept;
   /// `rounds` times 12 independent products of four bytes each a lane: lanes * 96 operations a round.
   std::int32_t (*multiply_adds)(Index rounds, std::int32_t x) noexcept;
-  Index lanes;  ///< sums in a vector
+  Index lanes;       ///< sums in a vector
+  bool reads_tiles;  ///< `gemm` wants rows at equal distances, that is images with their padding
 };
 
 /// Bytes that a packed k x n right side takes.

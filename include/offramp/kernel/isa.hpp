@@ -9,10 +9,16 @@
 
 #include "offramp/core/config.hpp"
 
+#if OFFRAMP_AMX
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace offramp {
 
 /// Instruction sets that kernels are compiled for, slowest first. A later one implies the earlier ones.
-enum class Isa : std::uint8_t { baseline, avx2, avx512, avx512_vnni };
+enum class Isa : std::uint8_t { baseline, avx2, avx512, avx512_vnni, amx };
 
 constexpr std::string_view name_of(Isa isa) noexcept {
   switch (isa) {
@@ -24,9 +30,28 @@ constexpr std::string_view name_of(Isa isa) noexcept {
       return "avx512";
     case Isa::avx512_vnni:
       return "avx512_vnni";
+    case Isa::amx:
+      return "amx";
   }
   return "baseline";
 }
+
+namespace detail {
+
+/// Whether the CPU has tiles of bytes and the system lets this process use them, which it must ask for.
+inline bool has_amx() noexcept {
+#if OFFRAMP_AMX
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
+  constexpr unsigned tile = 1u << 24, int8 = 1u << 25;
+  constexpr long request_permission = 0x1023, tile_data = 18;
+  return (d & tile) && (d & int8) && syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+#else
+  return false;
+#endif
+}
+
+}  // namespace detail
 
 /// The best instruction set that this CPU and this build have.
 inline Isa best_isa() noexcept {
@@ -36,7 +61,8 @@ inline Isa best_isa() noexcept {
     const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     if (!wide) return Isa::avx2;
-    return __builtin_cpu_supports("avx512vnni") ? Isa::avx512_vnni : Isa::avx512;
+    if (!__builtin_cpu_supports("avx512vnni")) return Isa::avx512;
+    return detail::has_amx() ? Isa::amx : Isa::avx512_vnni;
   }();
   return best;
 #else
@@ -46,7 +72,7 @@ inline Isa best_isa() noexcept {
 
 /// The instruction sets that can be used here, slowest first.
 inline std::span<const Isa> available_isas() noexcept {
-  static constexpr std::array all{Isa::baseline, Isa::avx2, Isa::avx512, Isa::avx512_vnni};
+  static constexpr std::array all{Isa::baseline, Isa::avx2, Isa::avx512, Isa::avx512_vnni, Isa::amx};
   return std::span(all).first(static_cast<std::size_t>(best_isa()) + 1);
 }
 

@@ -293,7 +293,7 @@ class IntegerConvOperation final : public Operation {
       OFFRAMP_REQUIRE(is_byte(r->type) && r->shape == shape, "the residual is not of shape " + shape.text());
     set_output(out[0], tail_.type, shape);
   }
-  void prepare(std::span<const TensorView> in, const PrepareOptions&) override {
+  void prepare(std::span<const TensorView> in, const PrepareOptions& options) override {
     const TensorView &x = in[0], &w = in[1], &scale = in[3];
     const TensorView* b = optional_input(in, 2);
     OFFRAMP_REQUIRE(channels_last_, "convolutions of bytes run channels last");
@@ -315,7 +315,8 @@ class IntegerConvOperation final : public Operation {
                  w_.begin[0] == 0 && group_ > 1 && tail_.type != DType::f32 && !optional_input(in, 4);
     pointwise_ = !depthwise_ && w_.is_pointwise();
     // A row of the window is one run of a padded copy: longer runs, which few channels need.
-    rows_ = !depthwise_ && !pointwise_ && group_ == 1 && in_channels_ <= 64 && w_.dilation[2] == 1 && w_.kernel[2] > 1;
+    rows_ = !depthwise_ && !pointwise_ && group_ == 1 && w_.dilation[2] == 1 && w_.kernel[2] > 1 &&
+            (in_channels_ <= 64 || options.kernels.integer->reads_tiles);
     taps_ = rows_ ? taps / w_.kernel[2] : taps;
     run_ = rows_ ? w_.kernel[2] * in_group : in_group;
     fill_ = Tensor(DType::u8, {std::max(in_channels_, run_) + 64});
@@ -356,7 +357,8 @@ class IntegerConvOperation final : public Operation {
     return 2 * sums * taps_ * ((run_ + 3) / 4 * 4) + outputs * (optional_input(in, 4) ? 4 : 2);
   }
   std::size_t scratch_bytes(std::span<const TensorView> in, std::span<const TensorView>) const noexcept override {
-    const std::size_t padded = rows_ ? static_cast<std::size_t>(w_.padded_count() * in_channels_ + 64) : 0;
+    const std::size_t padded =
+        rows_ ? static_cast<std::size_t>((w_.padded_count() + 16 * w_.stride[2]) * in_channels_ + 128) : 0;
     return (padded + 63) / 64 * 64 + (flips_ ? in[0].bytes() + 64 : 0);
   }
   std::string algorithm() const override {
