@@ -35,11 +35,13 @@ struct Common {
   std::vector<Index> shape;
   std::string isa;
   Index winograd = 6;
+  bool bf16 = false;
 
   ModelOptions options() const {
     ModelOptions o;
     o.shape = shape;
     o.winograd_tile = winograd;
+    o.bf16 = bf16;
     if (!isa.empty()) {
       bool found = false;
       for (const offramp::Isa i : offramp::available_isas()) {
@@ -346,7 +348,8 @@ int main(int argc, char** argv) {
     sub->add_option("model", c.model, "the network, an ONNX file")->required();
     sub->add_flag("--json", c.as_json, "print JSON for machines");
     sub->add_option("--shape", c.shape, "sizes of the input where the file leaves them open, N,C,H,W")->delimiter(',');
-    sub->add_option("--isa", c.isa, "instruction set: baseline, avx2, avx512 or avx512_vnni (default: the best here)");
+    sub->add_flag("--bf16", c.bf16, "products in bfloat16, where the CPU has them");
+    sub->add_option("--isa", c.isa, "instruction set: baseline, avx2, avx512, avx512_vnni, avx512_bf16 or amx (default: the best here)");
     return sub;
   };
   CLI::App* inspect_command =

@@ -35,6 +35,7 @@ struct ModelOptions {
   Operators operators;               ///< built-in, and the user's own
   Index batch = 1;                   ///< samples of a usual call, for the choice of algorithms
   Index winograd_tile = 6;           ///< largest tile of Winograd convolutions: 6, 4 or 2; 0: none
+  bool bf16 = false;                 ///< products in bfloat16 with sums in float32, where the CPU has them
   std::shared_ptr<ThreadPool> pool;  ///< does the parts of an operation; null: the calling thread alone
 };
 
@@ -278,7 +279,8 @@ inline void Model::plan(Data& d) {
       d.options.operators,
       kernels,
       d.options.limits,
-      {kernels, d.options.batch, d.options.pool ? d.options.pool->threads() : 1, d.options.winograd_tile}};
+      {kernels, d.options.batch, d.options.pool ? d.options.pool->threads() : 1, d.options.winograd_tile,
+       d.options.bf16}};
   const Graph& source = d.source;
   OFFRAMP_REQUIRE(!source.inputs.empty(), "the network has no input");
   for (const ValueId v : source.inputs)

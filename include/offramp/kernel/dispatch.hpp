@@ -98,6 +98,16 @@
 #undef OFFRAMP_TARGET_DOT
 #if defined(__clang__)
 #pragma clang attribute pop
+#pragma clang attribute push(__attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16"))), \
+                             apply_to = function)
+#else
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")
+#endif
+#include "offramp/kernel/bf16_text.inc"
+#if defined(__clang__)
+#pragma clang attribute pop
 #else
 #pragma GCC pop_options
 #endif
@@ -120,15 +130,26 @@ inline const Kernels& kernels_for(Isa isa) noexcept {
       k.reads_tiles = true;
       return k;
     }();
+    static const Bf16Kernels bf16{&amx::bf16_gemm, &avx512_bf16::convert, true};
     static const Kernels tiles = [] {
       Kernels k = avx512::table();
       k.integer = &integer;
+      k.bf16 = &bf16;
       return k;
     }();
     return tiles;
   }
 #endif
 #if OFFRAMP_X86_TARGETS
+  if (isa == Isa::avx512_bf16) {
+    static const Kernels bf16 = [] {
+      Kernels k = avx512::table();
+      k.integer = &avx512_vnni::integer::table_of_kernels;
+      k.bf16 = &avx512_bf16::table_of_kernels;
+      return k;
+    }();
+    return bf16;
+  }
   if (isa == Isa::avx512_vnni) {
     static const Kernels vnni = [] {
       Kernels k = avx512::table();

@@ -18,7 +18,7 @@
 namespace offramp {
 
 /// Instruction sets that kernels are compiled for, slowest first. A later one implies the earlier ones.
-enum class Isa : std::uint8_t { baseline, avx2, avx512, avx512_vnni, amx };
+enum class Isa : std::uint8_t { baseline, avx2, avx512, avx512_vnni, avx512_bf16, amx };
 
 constexpr std::string_view name_of(Isa isa) noexcept {
   switch (isa) {
@@ -30,6 +30,8 @@ constexpr std::string_view name_of(Isa isa) noexcept {
       return "avx512";
     case Isa::avx512_vnni:
       return "avx512_vnni";
+    case Isa::avx512_bf16:
+      return "avx512_bf16";
     case Isa::amx:
       return "amx";
   }
@@ -43,9 +45,9 @@ inline bool has_amx() noexcept {
 #if OFFRAMP_AMX
   unsigned a = 0, b = 0, c = 0, d = 0;
   if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
-  constexpr unsigned tile = 1u << 24, int8 = 1u << 25;
+  constexpr unsigned tile = 1u << 24, int8 = 1u << 25, bf16 = 1u << 22;
   constexpr long request_permission = 0x1023, tile_data = 18;
-  return (d & tile) && (d & int8) && syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+  return (d & tile) && (d & int8) && (d & bf16) && syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
 #else
   return false;
 #endif
@@ -62,7 +64,8 @@ inline Isa best_isa() noexcept {
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     if (!wide) return Isa::avx2;
     if (!__builtin_cpu_supports("avx512vnni")) return Isa::avx512;
-    return detail::has_amx() ? Isa::amx : Isa::avx512_vnni;
+    if (!__builtin_cpu_supports("avx512bf16")) return Isa::avx512_vnni;
+    return detail::has_amx() ? Isa::amx : Isa::avx512_bf16;
   }();
   return best;
 #else
@@ -72,7 +75,8 @@ inline Isa best_isa() noexcept {
 
 /// The instruction sets that can be used here, slowest first.
 inline std::span<const Isa> available_isas() noexcept {
-  static constexpr std::array all{Isa::baseline, Isa::avx2, Isa::avx512, Isa::avx512_vnni, Isa::amx};
+  static constexpr std::array all{Isa::baseline, Isa::avx2, Isa::avx512, Isa::avx512_vnni, Isa::avx512_bf16,
+                                  Isa::amx};
   return std::span(all).first(static_cast<std::size_t>(best_isa()) + 1);
 }
 

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "offramp/core/shape.hpp"
+#include "offramp/kernel/bf16.hpp"
 #include "offramp/kernel/integer.hpp"
 
 namespace offramp::kernel {
@@ -152,6 +153,7 @@ struct Kernels {
   /// are measured against. Returns a sum, so that nothing is optimised away.
   float (*multiply_adds)(Index rounds, float x) noexcept;
   const IntegerKernels* integer;  ///< the kernels on bytes
+  const Bf16Kernels* bf16;        ///< the kernels on bfloat16, or null
 };
 
 }  // namespace offramp::kernel

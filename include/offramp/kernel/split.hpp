@@ -66,6 +66,37 @@ inline void gemm(const Gemm& g, const Kernels& kernels, ExecutorRef executor) no
   }
 }
 
+/// The same in bfloat16.
+inline void bf16_gemm(const Bf16Gemm& g, const Kernels& kernels, ExecutorRef executor) noexcept {
+  const Index threads = executor.threads();
+  if (threads == 1 || g.m * g.n * g.taps * g.run < 4 * least_parallel_macs) return kernels.bf16->gemm(g);
+  const bool by_rows = g.m >= 64 * threads || padded_columns(g.n) / column_block < 2 * threads;
+  const Index n = by_rows ? g.m : g.n, step = by_rows ? 16 : 3 * column_block;
+  const Index parts = std::min((n + step - 1) / step, 4 * threads);
+  executor.each(parts, [&](Index i) {
+    const Range r = part_of(n, step, parts, i);
+    if (r.first >= r.last) return;
+    Bf16Gemm part = g;
+    if (by_rows) {
+      part.m = r.last - r.first;
+      if (g.offsets) {
+        part.offsets += r.first * g.taps;
+      } else {
+        part.a += r.first * g.lda;
+      }
+      part.c += r.first * g.ldc;
+      if (g.residual) part.residual += r.first * g.ldr;
+    } else {
+      part.n = r.last - r.first;
+      part.b += r.first * g.taps * ((g.run + 1) / 2 * 2);
+      part.c += r.first;
+      if (g.bias) part.bias += r.first;
+      if (g.residual) part.residual += r.first;
+    }
+    kernels.bf16->gemm(part);
+  });
+}
+
 /// The same of bytes.
 inline void integer_gemm(const IntegerGemm& g, const Kernels& kernels, ExecutorRef executor) noexcept {
   const Index threads = executor.threads();

@@ -61,7 +61,13 @@ class ConvPlan {
                     static_cast<std::size_t>(out_group) * sizeof(float));
       }
     }
-    if (const Index m = winograd_tile(options); m > 0) {
+    double best_cycles = 0;  // of the fastest in float32
+    const Index tile = winograd_tile(options, best_cycles);
+    if (options.bf16 && options.kernels.bf16 && group == 1 && pays_in_bf16(options, best_cycles)) {
+      plan_bf16(weights);
+      return;
+    }
+    if (const Index m = tile; m > 0) {
       kind_ = Kind::winograd;
       winograd_ = WinogradPlan(w_, in_channels, out_channels, m, weights, options.threads);
       return;
@@ -99,6 +105,7 @@ class ConvPlan {
     const Index macs = outputs * w_.taps() * (in_channels_ / group_);
     const Index out_group = out_channels_ / group_;
     const Index executed = kind_ == Kind::depthwise  ? 2 * macs
+                           : kind_ == Kind::bf16     ? 2 * (macs / out_group * kernel::padded_columns(out_group))
                            : kind_ == Kind::winograd ? winograd_.executed(batch)
                                                      : 2 * (macs / out_group * kernel::padded_columns(out_group));
     return {macs, 2 * macs + outputs * Index{has_bias_}, executed + outputs * (has_bias_ + residual + tail_.executed)};
@@ -106,6 +113,10 @@ class ConvPlan {
 
   std::size_t scratch_bytes(Index batch) const noexcept {
     if (kind_ == Kind::winograd) return winograd_.scratch_bytes(batch);
+    if (kind_ == Kind::bf16) {
+      const Index pixels = spatial_ ? w_.padded_count() + 16 * w_.stride[2] : batch * w_.in_count() + 16;
+      return static_cast<std::size_t>(pixels * in_channels_ + 64) * sizeof(std::uint16_t);
+    }
     return kind_ == Kind::rows ? static_cast<std::size_t>(w_.padded_count() * in_channels_ + 64) * sizeof(float) : 0;
   }
 
@@ -115,6 +126,8 @@ class ConvPlan {
         return "depthwise";
       case Kind::winograd:
         return "winograd F(" + std::to_string(winograd_.m()) + "x" + std::to_string(winograd_.m()) + ",3x3)";
+      case Kind::bf16:
+        return spatial_ ? "bf16 row gemm" : "bf16 gemm";
       case Kind::pointwise:
         return "gemm";
       case Kind::rows:
@@ -133,6 +146,7 @@ class ConvPlan {
       const float* bias = has_bias_ ? bias_.view().f32() : nullptr;
       return winograd_.forward(in, bias, residual, out, batch, tail_, scratch, kernels, executor);
     }
+    if (kind_ == Kind::bf16) return bf16(in, residual, out, batch, scratch, kernels, executor);
     const Index pixels = w_.out_count(), out_group = out_channels_ / group_;
     kernel::Gemm g;
     g.n = out_group;
@@ -163,13 +177,83 @@ class ConvPlan {
   }
 
  private:
-  enum class Kind { indirect, pointwise, rows, depthwise, winograd };
+  enum class Kind { indirect, pointwise, rows, depthwise, winograd, bf16 };
+
+  // Where tiles are many times as fast as float32, always; where there is but a dot product of pairs, if that is faster
+  // than the best in float32.
+  bool pays_in_bf16(const PrepareOptions& options, double cycles) const noexcept {
+    if (w_.dilation[2] != 1 && !w_.is_pointwise()) return false;
+    if (options.kernels.bf16->has_tiles) return true;
+    const double macs = static_cast<double>(options.batch * w_.out_count() * w_.taps() * in_channels_) *
+                        static_cast<double>(kernel::padded_columns(out_channels_));
+    return macs / 32 / 0.8 < cycles;
+  }
+  void plan_bf16(const float* weights) {
+    kind_ = Kind::bf16;
+    spatial_ = !w_.is_pointwise();
+    const Index taps = w_.taps();
+    taps_ = spatial_ ? taps / w_.kernel[2] : 1;
+    run_ = spatial_ ? w_.kernel[2] * in_channels_ : in_channels_;
+    std::vector<float> columns(static_cast<std::size_t>(taps * in_channels_ * out_channels_));
+    for (Index o = 0; o < out_channels_; ++o) {
+      for (Index c = 0; c < in_channels_; ++c) {
+        for (Index t = 0; t < taps; ++t)
+          columns[static_cast<std::size_t>((t * in_channels_ + c) * out_channels_ + o)] =
+              weights[(o * in_channels_ + c) * taps + t];
+      }
+    }
+    weights_ = Tensor(DType::bf16, {kernel::bf16_packed_size(taps_, run_, out_channels_)});
+    kernel::bf16_pack(columns.data(), out_channels_, 1, taps_, run_, out_channels_, 1.0f,
+                      static_cast<std::uint16_t*>(weights_.mutable_data()));
+    if (spatial_) offsets_ = w_.offsets(in_channels_, true);
+  }
+  void bf16(const float* in, const float* residual, float* out, Index batch, std::byte* scratch,
+            const kernel::Kernels& kernels, ExecutorRef executor) const noexcept {
+    auto* half = reinterpret_cast<std::uint16_t*>(scratch);
+    const Index pixels = w_.out_count();
+    kernel::Bf16Gemm g;
+    g.n = out_channels_, g.taps = taps_, g.run = run_;
+    g.a = half, g.lda = in_channels_;
+    g.b = static_cast<const std::uint16_t*>(weights_.data());
+    g.bias = has_bias_ ? bias_.view().f32() : nullptr;
+    g.ldc = g.ldr = out_channels_;
+    g.activation = tail_.activation, g.alpha = tail_.alpha, g.beta = tail_.beta;
+    g.m = spatial_ ? pixels : batch * pixels;
+    g.columns_outside = kernel::prefer_columns_outside(g.m, out_channels_, taps_ * run_ / 2);
+    if (spatial_) g.offsets = offsets_.data();
+    for (Index image = 0; image < (spatial_ ? batch : 1); ++image) {
+      if (spatial_) {
+        padded_halves(in + image * w_.in_count() * in_channels_, half, kernels);
+      } else {
+        kernels.bf16->convert(in, half, batch * pixels * in_channels_);
+      }
+      g.residual = residual ? residual + image * pixels * out_channels_ : nullptr;
+      g.c = out + image * pixels * out_channels_;
+      kernel::bf16_gemm(g, kernels, executor);
+    }
+  }
+  // The image with its padding, of which only the border is zeroed.
+  void padded_halves(const float* in, std::uint16_t* out, const kernel::Kernels& kernels) const noexcept {
+    const std::array<Index, 3> size = w_.padded();
+    const Index own = w_.in[2] * in_channels_;
+    std::uint16_t* filled = out;
+    for (Index d = 0; d < w_.in[0]; ++d) {
+      for (Index h = 0; h < w_.in[1]; ++h) {
+        std::uint16_t* to =
+            out + (((d + w_.begin[0]) * size[1] + h + w_.begin[1]) * size[2] + w_.begin[2]) * in_channels_;
+        std::fill(filled, to, std::uint16_t{0});
+        kernels.bf16->convert(in, to, own);
+        filled = to + own;
+        in += own;
+      }
+    }
+    std::fill(filled, out + w_.padded_count() * in_channels_, std::uint16_t{0});
+  }
 
   // The tile of the Winograd convolution that the cost model expects to be fastest, or 0 for the indirect product.
   // Costs are cycles: multiply-adds at 85 % of peak, vector instructions of the transformations, and the weights'
   // way from L3 or memory, which is what makes large tiles lose on deep layers of few pixels.
-  Index winograd_tile(const PrepareOptions& options) const noexcept {
-    if (!WinogradPlan::fits(w_, group_) || in_channels_ < 8 || out_channels_ < 8) return 0;
+  Index winograd_tile(const PrepareOptions& options, double& best) const noexcept {
     const auto weights_cycles = [](double floats) {
       const double bytes = 4 * floats;
       return bytes < 768e3 ? 0.0 : bytes < 8e6 ? bytes / 25 : bytes / 8;
@@ -178,9 +262,11 @@ class ConvPlan {
                out = static_cast<double>(kernel::padded_columns(out_channels_)),
                lanes = static_cast<double>(options.kernels.lanes);
     const double macs_per_cycle = lanes >= 8 ? 16 : 6;
-    double best = batch * static_cast<double>(w_.out_count()) * 9 * in * out / macs_per_cycle / 0.85 +
-                  weights_cycles(9 * in * out);
+    const auto taps = static_cast<double>(w_.taps());
+    best = batch * static_cast<double>(w_.out_count()) * taps * in * out / macs_per_cycle / 0.85 +
+           weights_cycles(taps * in * out);
     Index chosen = 0;
+    if (!WinogradPlan::fits(w_, group_) || in_channels_ < 8 || out_channels_ < 8) return 0;
     for (const Index m : {Index{2}, Index{4}, Index{6}}) {
       if (m > options.winograd_tile) break;
       const double points = static_cast<double>((m + 2) * (m + 2));
@@ -249,7 +335,7 @@ class ConvPlan {
   Window w_;
   Index in_channels_ = 0, out_channels_ = 0, group_ = 1;
   FusedTail tail_;
-  bool has_bias_ = false;
+  bool has_bias_ = false, spatial_ = false;
   Kind kind_ = Kind::indirect;
   Index taps_ = 1, run_ = 0, packed_ = 0;
   Tensor weights_, bias_, zeros_;

@@ -20,9 +20,16 @@ class DensePlan {
 
   /// Element (i, j) is at weights[i * row_step + j * column_step]; bias is null or [n].
   DensePlan(Index k, Index n, const float* weights, Index row_step, Index column_step, float scale, const float* bias,
-            const FusedTail& tail)
-      : k_(k), n_(n), tail_(tail), has_bias_(bias), weights_(DType::f32, {kernel::packed_size(k, n)}) {
-    kernel::pack(weights, row_step, column_step, k, n, scale, static_cast<float*>(weights_.mutable_data()));
+            const FusedTail& tail, bool in_bf16 = false)
+      : k_(k), n_(n), tail_(tail), has_bias_(bias), in_bf16_(in_bf16) {
+    if (in_bf16) {
+      weights_ = Tensor(DType::bf16, {kernel::bf16_packed_size(1, k, n)});
+      kernel::bf16_pack(weights, row_step, column_step, 1, k, n, scale,
+                        static_cast<std::uint16_t*>(weights_.mutable_data()));
+    } else {
+      weights_ = Tensor(DType::f32, {kernel::packed_size(k, n)});
+      kernel::pack(weights, row_step, column_step, k, n, scale, static_cast<float*>(weights_.mutable_data()));
+    }
     if (bias) {
       bias_ = Tensor(DType::f32, {kernel::padded_columns(n)});
       std::memcpy(bias_.mutable_data(), bias, static_cast<std::size_t>(n) * sizeof(float));
@@ -40,9 +47,28 @@ class DensePlan {
   }
   Cost cost(Index m, bool residual) const noexcept { return cost(m, n_, k_, has_bias_, residual, tail_); }
 
+  /// Of m rows; none in float32.
+  std::size_t scratch_bytes(Index m) const noexcept {
+    return in_bf16_ ? static_cast<std::size_t>((m + 16) * k_ + 64) * sizeof(std::uint16_t) : 0;
+  }
+  std::string algorithm() const { return in_bf16_ ? "bf16 gemm" : "gemm"; }
+
   /// `in` is [m][k], `residual` null or [m][n], `out` [m][n].
   void forward(const float* in, const float* residual, float* out, Index m, const kernel::Kernels& kernels,
-               ExecutorRef executor = {}) const noexcept {
+               ExecutorRef executor = {}, std::byte* scratch = nullptr) const noexcept {
+    if (in_bf16_) {
+      auto* half = reinterpret_cast<std::uint16_t*>(scratch);
+      kernels.bf16->convert(in, half, m * k_);
+      kernel::Bf16Gemm g;
+      g.m = m, g.n = n_, g.run = k_, g.a = half, g.lda = k_;
+      g.b = static_cast<const std::uint16_t*>(weights_.data());
+      g.bias = has_bias_ ? bias_.view().f32() : nullptr;
+      g.residual = residual, g.ldr = n_, g.c = out, g.ldc = n_;
+      g.activation = tail_.activation, g.alpha = tail_.alpha, g.beta = tail_.beta;
+      g.columns_outside = kernel::prefer_columns_outside(m, n_, k_ / 2);
+      kernel::bf16_gemm(g, kernels, executor);
+      return;
+    }
     product(in, weights_.view().f32(), has_bias_ ? bias_.view().f32() : nullptr, residual, out, m, n_, k_, tail_,
             kernels, executor);
   }
@@ -66,7 +92,7 @@ class DensePlan {
  private:
   Index k_ = 0, n_ = 0;
   FusedTail tail_;
-  bool has_bias_ = false;
+  bool has_bias_ = false, in_bf16_ = false;
   Tensor weights_, bias_;
 };
 
@@ -97,7 +123,7 @@ class GemmOperation final : public Operation {
     }
     set_output(out[0], DType::f32, shape);
   }
-  void prepare(std::span<const TensorView> in, const PrepareOptions&) override {
+  void prepare(std::span<const TensorView> in, const PrepareOptions& options) override {
     const TensorView& b = in[1];
     const TensorView* c = optional_input(in, 2);
     const Index n = b.shape[trans_b_ ? 0 : 1], k = b.shape[trans_b_ ? 1 : 0];
@@ -108,7 +134,7 @@ class GemmOperation final : public Operation {
     std::vector<float> bias;
     for (Index i = 0; row && i < n; ++i) bias.push_back(beta_ * c->f32()[i]);
     plan_ = DensePlan(k, n, b.f32(), trans_b_ ? 1 : n, trans_b_ ? k : 1, alpha_, row ? bias.data() : nullptr,
-                      late_bias_ ? FusedTail() : tail_);
+                      late_bias_ ? FusedTail() : tail_, options.bf16 && options.kernels.bf16);
   }
   Cost cost(std::span<const TensorView> in, std::span<const TensorView> out) const noexcept override {
     const Index k = in[0].shape[trans_a_ ? 0 : 1];
@@ -118,14 +144,14 @@ class GemmOperation final : public Operation {
     return cost(in, out).executed;
   }
   std::size_t scratch_bytes(std::span<const TensorView> in, std::span<const TensorView> out) const noexcept override {
-    std::size_t bytes = trans_a_ ? in[0].bytes() + alignment : 0;
+    std::size_t bytes = (trans_a_ ? in[0].bytes() + alignment : 0) + plan_.scratch_bytes(out[0].shape[0]);
     if (plan_.empty())
       bytes += static_cast<std::size_t>(
                    kernel::packed_size(in[1].count() / std::max<Index>(1, out[0].shape[1]), out[0].shape[1])) *
                sizeof(float);
     return bytes;
   }
-  std::string algorithm() const override { return plan_.empty() ? "gemm, packed each time" : "gemm"; }
+  std::string algorithm() const override { return plan_.empty() ? "gemm, packed each time" : plan_.algorithm(); }
 
   bool forward(const OperationRun& run) const noexcept override {
     const TensorView &a = run.in[0], &b = run.in[1], &y = run.out[0];
@@ -140,7 +166,8 @@ class GemmOperation final : public Operation {
     }
     const float* residual = r && !late_bias_ ? r->f32() : nullptr;
     if (!plan_.empty()) {
-      plan_.forward(left, residual, y.as<float>(), m, run.kernels, run.executor);
+      plan_.forward(left, residual, y.as<float>(), m, run.kernels, run.executor,
+                    reinterpret_cast<std::byte*>(scratch));
     } else {
       kernel::pack(b.f32(), trans_b_ ? 1 : n, trans_b_ ? k : 1, k, n, alpha_, scratch);
       DensePlan::product(left, scratch, nullptr, residual, y.as<float>(), m, n, k, late_bias_ ? FusedTail() : tail_,
@@ -184,7 +211,7 @@ class MatMulOperation final : public Operation {
       OFFRAMP_REQUIRE(float_input(in, 3).shape == s, "residual " + in[3].shape.text() + " is not of shape " + s.text());
     set_output(out[0], DType::f32, s);
   }
-  void prepare(std::span<const TensorView> in, const PrepareOptions&) override {
+  void prepare(std::span<const TensorView> in, const PrepareOptions& options) override {
     const TensorView& b = in[1];
     const TensorView* bias = optional_input(in, 2);
     if (!b.data || b.shape.rank() > 2) {
@@ -192,7 +219,8 @@ class MatMulOperation final : public Operation {
       return;
     }
     const Index k = b.shape[0], n = b.shape.rank() == 2 ? b.shape[1] : 1;
-    plan_ = DensePlan(k, n, b.f32(), n, 1, 1.0f, bias ? bias->f32() : nullptr, tail_);
+    plan_ = DensePlan(k, n, b.f32(), n, 1, 1.0f, bias ? bias->f32() : nullptr, tail_,
+                      options.bf16 && options.kernels.bf16);
   }
   Cost cost(std::span<const TensorView> in, std::span<const TensorView> out) const noexcept override {
     const Layout l(in[0].shape, in[1].shape);
@@ -202,11 +230,12 @@ class MatMulOperation final : public Operation {
   Index executed(std::span<const TensorView> in, std::span<const TensorView> out) const noexcept override {
     return cost(in, out).executed;
   }
-  std::size_t scratch_bytes(std::span<const TensorView> in, std::span<const TensorView>) const noexcept override {
+  std::size_t scratch_bytes(std::span<const TensorView> in, std::span<const TensorView> out) const noexcept override {
     const Layout l(in[0].shape, in[1].shape);
-    return plan_.empty() ? static_cast<std::size_t>(kernel::packed_size(l.k, l.n)) * sizeof(float) : 0;
+    if (!plan_.empty()) return plan_.scratch_bytes(l.n > 0 ? out[0].count() / l.n : 0);
+    return static_cast<std::size_t>(kernel::packed_size(l.k, l.n)) * sizeof(float);
   }
-  std::string algorithm() const override { return plan_.empty() ? "gemm, packed each time" : "gemm"; }
+  std::string algorithm() const override { return plan_.empty() ? "gemm, packed each time" : plan_.algorithm(); }
 
   bool forward(const OperationRun& run) const noexcept override {
     const TensorView &a = run.in[0], &b = run.in[1], &y = run.out[0];
@@ -214,7 +243,8 @@ class MatMulOperation final : public Operation {
     const Layout l(a.shape, b.shape);
     if (y.count() == 0) return true;
     if (!plan_.empty()) {
-      plan_.forward(a.f32(), r ? r->f32() : nullptr, y.as<float>(), y.count() / l.n, run.kernels, run.executor);
+      plan_.forward(a.f32(), r ? r->f32() : nullptr, y.as<float>(), y.count() / l.n, run.kernels, run.executor,
+                    run.scratch);
       return true;
     }
     auto* packed = reinterpret_cast<float*>(run.scratch);

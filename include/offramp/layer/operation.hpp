@@ -34,6 +34,7 @@ struct PrepareOptions {
   Index batch = 1;          ///< samples that a call is expected to have
   Index threads = 1;        ///< of the executor that will run it
   Index winograd_tile = 6;  ///< largest tile of Winograd convolutions: 2, 4 or 6; 0: none
+  bool bf16 = false;        ///< products may be done in bfloat16
 };
 
 /// What a running operation is given. Outputs have the shapes that `infer` found; absent inputs have type `none`.
