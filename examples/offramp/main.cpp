@@ -349,7 +349,9 @@ int main(int argc, char** argv) {
     sub->add_flag("--json", c.as_json, "print JSON for machines");
     sub->add_option("--shape", c.shape, "sizes of the input where the file leaves them open, N,C,H,W")->delimiter(',');
     sub->add_flag("--bf16", c.bf16, "products in bfloat16, where the CPU has them");
-    sub->add_option("--isa", c.isa, "instruction set: baseline, avx2, avx512, avx512_vnni, avx512_bf16 or amx (default: the best here)");
+    sub->add_option(
+        "--isa", c.isa,
+        "instruction set: baseline, avx2, avx512, avx512_vnni, avx512_bf16 or amx (default: the best here)");
     return sub;
   };
   CLI::App* inspect_command =

@@ -313,6 +313,7 @@ class Optimizer {
       }
       offramp::ExitCalibrationOptions c;
       c.target = target_;
+      c.target.epsilon *= 0.6;  // about what a certificate from a few thousand samples leaves of the risk
       const auto r = offramp::calibrate_exits(scores, scores, c);
       if (!r.has_exits) {
         f.rejected = "no exit pays for itself at this risk";

@@ -149,6 +149,57 @@ TEST(Quantize, HardDataAreAnErrorOrHarmless) {
   EXPECT_LT(difference(Model(zero.graph), {2, 2, 4, 4}), 0.03);
 }
 
+// QOperator form, as other quantizers write it: QLinearConv of the standard, QLinearAdd and others of com.microsoft.
+TEST(Quantize, RunsTheQOperatorForm) {
+  test::Builder b;
+  b.g.opset = 13;
+  const auto scale = [&](float v) { return b.constant(Tensor::of<float>({}, std::vector<float>{v})); };
+  const auto zero = [&](std::uint8_t v) {
+    return b.constant(Tensor::of<std::uint8_t>({}, std::vector<std::uint8_t>{v}));
+  };
+  const auto weights = [&](const Shape& s, unsigned seed) {
+    const auto x = test::random_floats(s.count(), seed, -100, 100);
+    std::vector<std::int8_t> bytes;
+    for (const float v : x) bytes.push_back(static_cast<std::int8_t>(v));
+    return b.constant(Tensor::of<std::int8_t>(s, bytes));
+  };
+  const auto signed_zero = b.constant(Tensor(DType::i8, {}));
+  const auto bias = b.constant(Tensor::of<std::int32_t>({6}, std::vector<std::int32_t>{10, -20, 300, 0, 5, -700}));
+  const std::vector<Index> pads{1, 1, 1, 1};
+  auto x = b.node("QuantizeLinear", {b.input("input", {dynamic, 4, 5, 5}), scale(0.01f), zero(128)});
+  auto y = b.node(
+      "QLinearConv",
+      {x, scale(0.01f), zero(128), weights({6, 4, 3, 3}, 1), scale(0.02f), signed_zero, scale(0.05f), zero(3), bias},
+      {{"pads", pads}});
+  auto z = b.node("QLinearConv", {y, scale(0.05f), zero(3), weights({6, 6, 1, 1}, 2), scale(0.01f), signed_zero,
+                                  scale(0.06f), zero(100)});
+  const auto contrib = [&](const std::string& op, std::vector<ValueId> in, std::vector<Attribute> attributes = {}) {
+    const ValueId v = b.node(op, std::move(in), std::move(attributes));
+    b.g.nodes.back().domain = "com.microsoft";
+    return v;
+  };
+  y = contrib("QLinearAdd", {y, scale(0.05f), zero(3), z, scale(0.06f), zero(100), scale(0.1f), zero(90)});
+  y = contrib("QLinearGlobalAveragePool", {y, scale(0.1f), zero(90), scale(0.1f), zero(90)});
+  y = b.node("Flatten", {y}, {{"axis", Index{1}}});
+  y = contrib("QGemm",
+              {y, scale(0.1f), zero(90), weights({3, 6}, 3), scale(0.03f), signed_zero,
+               b.constant(Tensor::of<std::int32_t>({3}, std::vector<std::int32_t>{1, 2, 3}))},
+              {{"transB", Index{1}}});
+  b.output(y, "logits");
+  Graph g = b.g;
+  expand_contrib(g);
+  for (const Isa isa : available_isas()) {
+    ModelOptions options;
+    options.isa = isa;
+    const Model m(g, options);
+    ASSERT_TRUE(m.has_plan()) << m.why_not();
+    EXPECT_EQ(count_of(m, "IntegerConv"), 2);
+    EXPECT_EQ(count_of(m, "IntegerDense"), 1);
+    EXPECT_EQ(count_of(m, "DequantizeLinear"), 0);
+    EXPECT_LT(difference(m, {3, 4, 5, 5}), 0.05) << name_of(isa);
+  }
+}
+
 TEST(Quantize, RefusesWhatItCannotQuantize) {
   test::Builder b;
   b.output(b.node("Relu", {b.input("input", {dynamic, 4})}), "y");

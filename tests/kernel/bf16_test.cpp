@@ -46,8 +46,8 @@ TEST(Bf16, GemmEqualsPlainLoops) {
                 double sum = static_cast<double>(bias[static_cast<std::size_t>(j)]) +
                              static_cast<double>(r[static_cast<std::size_t>(i * n + j)]);
                 for (Index l = 0; l < taps * run; ++l)
-                  sum += static_cast<double>(bf16_to_float(
-                             float_to_bf16(x[static_cast<std::size_t>(i * taps * run + l)]))) *
+                  sum += static_cast<double>(
+                             bf16_to_float(float_to_bf16(x[static_cast<std::size_t>(i * taps * run + l)]))) *
                          static_cast<double>(bf16_to_float(float_to_bf16(w[static_cast<std::size_t>(l * n + j)])));
                 ASSERT_NEAR(static_cast<double>(c[static_cast<std::size_t>(i * n + j)]), std::max(0.0, sum), 2e-4)
                     << name_of(isa) << " " << m << "x" << n << "x" << taps << "x" << run;

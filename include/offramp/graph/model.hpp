@@ -275,12 +275,11 @@ inline std::shared_ptr<const Model::Data> Model::build(Graph graph, const ModelO
 
 inline void Model::plan(Data& d) {
   const kernel::Kernels& kernels = kernel::kernels_for(d.options.isa);
-  const GraphContext context{
-      d.options.operators,
-      kernels,
-      d.options.limits,
-      {kernels, d.options.batch, d.options.pool ? d.options.pool->threads() : 1, d.options.winograd_tile,
-       d.options.bf16}};
+  const GraphContext context{d.options.operators,
+                             kernels,
+                             d.options.limits,
+                             {kernels, d.options.batch, d.options.pool ? d.options.pool->threads() : 1,
+                              d.options.winograd_tile, d.options.bf16}};
   const Graph& source = d.source;
   OFFRAMP_REQUIRE(!source.inputs.empty(), "the network has no input");
   for (const ValueId v : source.inputs)

@@ -75,8 +75,7 @@ inline Isa best_isa() noexcept {
 
 /// The instruction sets that can be used here, slowest first.
 inline std::span<const Isa> available_isas() noexcept {
-  static constexpr std::array all{Isa::baseline, Isa::avx2, Isa::avx512, Isa::avx512_vnni, Isa::avx512_bf16,
-                                  Isa::amx};
+  static constexpr std::array all{Isa::baseline, Isa::avx2, Isa::avx512, Isa::avx512_vnni, Isa::avx512_bf16, Isa::amx};
   return std::span(all).first(static_cast<std::size_t>(best_isa()) + 1);
 }
 

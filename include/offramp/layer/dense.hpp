@@ -166,8 +166,7 @@ class GemmOperation final : public Operation {
     }
     const float* residual = r && !late_bias_ ? r->f32() : nullptr;
     if (!plan_.empty()) {
-      plan_.forward(left, residual, y.as<float>(), m, run.kernels, run.executor,
-                    reinterpret_cast<std::byte*>(scratch));
+      plan_.forward(left, residual, y.as<float>(), m, run.kernels, run.executor, reinterpret_cast<std::byte*>(scratch));
     } else {
       kernel::pack(b.f32(), trans_b_ ? 1 : n, trans_b_ ? k : 1, k, n, alpha_, scratch);
       DensePlan::product(left, scratch, nullptr, residual, y.as<float>(), m, n, k, late_bias_ ? FusedTail() : tail_,
@@ -219,8 +218,8 @@ class MatMulOperation final : public Operation {
       return;
     }
     const Index k = b.shape[0], n = b.shape.rank() == 2 ? b.shape[1] : 1;
-    plan_ = DensePlan(k, n, b.f32(), n, 1, 1.0f, bias ? bias->f32() : nullptr, tail_,
-                      options.bf16 && options.kernels.bf16);
+    plan_ =
+        DensePlan(k, n, b.f32(), n, 1, 1.0f, bias ? bias->f32() : nullptr, tail_, options.bf16 && options.kernels.bf16);
   }
   Cost cost(std::span<const TensorView> in, std::span<const TensorView> out) const noexcept override {
     const Layout l(in[0].shape, in[1].shape);

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "offramp/graph/contrib.hpp"
 #include "offramp/graph/model.hpp"
 #include "offramp/onnx/condition.hpp"
 #include "offramp/onnx/read.hpp"
@@ -23,6 +24,7 @@ namespace offramp {
 /// become outputs. Raises an Error that names the node where the file cannot be understood.
 inline Model load_onnx(std::span<const std::byte> bytes, const ModelOptions& options = {}) {
   Graph g = onnx::read(bytes, options.limits);
+  expand_contrib(g);
   flatten_exits(g, options.limits);
   return Model(std::move(g), options);
 }
