@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <limits>
+
 #include "graphs.hpp"
 #include "offramp/graph/model.hpp"
 #include "offramp/policy/max_probability.hpp"
@@ -51,6 +53,25 @@ TEST(Calibrate, KeepsToABudgetOrSaysThatItCannot) {
   EXPECT_GT(c.outcome.accuracy, 0.75);  // leaving a quarter of the samples early and wrong is the best that 25 buys
   EXPECT_THROW(calibrate_thresholds(r, {.max_accuracy_drop = {}, .budget = 5}), Error);
   EXPECT_THROW(calibrate_thresholds(r, {}), Error);
+}
+
+// Between settings that lie far apart stand others; the ends stay, and the price falls all along.
+TEST(Calibrate, DenserPathFillsGaps) {
+  const auto r = made_up(2000);
+  const std::vector<float> off(2, std::numeric_limits<float>::infinity());
+  const std::vector<float> strict{0.9f, 0.9f}, lax{0.3f, 0.1f};
+  const std::vector<ThresholdSetting> path{
+      {off, full_outcome(r)}, {strict, apply_thresholds(r, strict)}, {lax, apply_thresholds(r, lax)}};
+  const auto dense = denser_path(r, path, 0.01);
+  ASSERT_GT(dense.size(), 30u);
+  EXPECT_EQ(dense.front().thresholds, off);
+  EXPECT_EQ(dense.back().thresholds, lax);
+  for (std::size_t i = 1; i < dense.size(); ++i) {
+    const double fall = dense[i - 1].outcome.mean_price - dense[i].outcome.mean_price;
+    EXPECT_GT(fall, 0);
+    EXPECT_LT(fall, 4);  // of 100; the gap was 60
+    EXPECT_DOUBLE_EQ(dense[i].outcome.mean_price, apply_thresholds(r, dense[i].thresholds).mean_price);
+  }
 }
 
 // What the records predict is what a session then does.

@@ -413,7 +413,7 @@ inline ExitCalibration calibrate_exits(const ExitScores& select, const ExitScore
     CertifiedThresholds c;
     if (!options.target.budget) {
       CertificateOptions o{options.target.risk, options.target.epsilon, *options.delta, options.per_class};
-      c = certify_thresholds(fresh.for_risk(), r.path, o);
+      c = certify_thresholds(fresh.for_risk(), denser_path(chosen.agreement, r.path), o);
     } else if (best) {
       c = certified_alone(fresh.agreement, best->thresholds, *options.delta);
     }

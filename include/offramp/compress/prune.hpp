@@ -72,7 +72,7 @@ using Matrix = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowM
 /// Reads windows of a product's input and the outputs that belong to them, at places drawn at random.
 class PatchReader {
  public:
-  PatchReader(const Node& node, const Graph& g, const Shape& in, const Shape& out) : node_(node) {
+  PatchReader(const Node& node, const Graph& g, const Shape& in, const Shape& out) {
     is_conv_ = node.op == "Conv";
     if (is_conv_) {
       window_ = WindowAttributes(node).resolve(in, g[node.inputs[1]].constant.shape(), false);
@@ -112,7 +112,6 @@ class PatchReader {
   }
 
  private:
-  const Node& node_;
   bool is_conv_ = false;
   Window window_;
   Index channels_ = 0, outs_ = 0;

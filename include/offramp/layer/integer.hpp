@@ -35,11 +35,12 @@ class PlainIntegerConvOperation final : public Operation {
         "weights " + w.shape.text() + " do not fit input " + x.shape.text());
     DType type = DType::i32;
     if (requantizes_) {
-      for (const std::size_t i : {1, 4, 6}) float_input(in, i);
-      for (const std::size_t i : {2, 5, 7}) required_input(in, i);
+      for (const std::size_t i : {1u, 4u, 6u}) float_input(in, i);
+      for (const std::size_t i : {2u, 5u, 7u}) required_input(in, i);
       OFFRAMP_REQUIRE(is_byte(in[7].type), "the zero point of the output must be a byte");
-      for (const std::size_t i : {1, 2, 6, 7}) OFFRAMP_REQUIRE(in[i].count() == 1, "expected one scale and zero point");
-      for (const std::size_t i : {4, 5})
+      for (const std::size_t i : {1u, 2u, 6u, 7u})
+        OFFRAMP_REQUIRE(in[i].count() == 1, "expected one scale and zero point");
+      for (const std::size_t i : {4u, 5u})
         OFFRAMP_REQUIRE(in[i].count() == 1 || in[i].count() == w.shape[0], "scales of weights must fit their channels");
       if (const TensorView* b = optional_input(in, 8))
         OFFRAMP_REQUIRE(b->type == DType::i32 && b->count() == w.shape[0], "the bias must be int32, one a channel");
@@ -140,10 +141,11 @@ class PlainIntegerMatMulOperation final : public Operation {
     s.push_back(b.shape[b.shape.rank() - 1]);
     DType type = DType::i32;
     if (requantizes_) {
-      for (const std::size_t i : {1, 4, 6}) float_input(in, i);
-      for (const std::size_t i : {2, 5, 7}) required_input(in, i);
-      for (const std::size_t i : {1, 2, 6, 7}) OFFRAMP_REQUIRE(in[i].count() == 1, "expected one scale and zero point");
-      for (const std::size_t i : {4, 5})
+      for (const std::size_t i : {1u, 4u, 6u}) float_input(in, i);
+      for (const std::size_t i : {2u, 5u, 7u}) required_input(in, i);
+      for (const std::size_t i : {1u, 2u, 6u, 7u})
+        OFFRAMP_REQUIRE(in[i].count() == 1, "expected one scale and zero point");
+      for (const std::size_t i : {4u, 5u})
         OFFRAMP_REQUIRE(in[i].count() == 1 || (in[i].shape.rank() == 1 && in[i].count() == s[s.rank() - 1]),
                         "scales of the right side must fit its columns");
       OFFRAMP_REQUIRE(is_byte(in[7].type), "the zero point of the output must be a byte");
