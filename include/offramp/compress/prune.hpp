@@ -1,6 +1,6 @@
 /// @file prune.hpp
-/// Structured pruning without training: channels and residual blocks taken out, what is left fitted again by least
-/// squares on inputs without labels. The result is a smaller dense network.
+/// Structured pruning without training: channels taken out, what is left fitted again by least squares on inputs
+/// without labels. The result is a smaller dense network.
 ///
 /// Channels are chosen by what their removal costs after the best refit of whoever reads them: the structured form of
 /// Optimal Brain Surgeon (Hassibi and Stork 1992; for channels Kurtic et al. 2023, arXiv 2302.04089, section 3), with
@@ -26,7 +26,7 @@
 #include <vector>
 
 #include "offramp/compress/channels.hpp"
-#include "offramp/compress/quantize.hpp"
+#include "offramp/compress/observe.hpp"
 
 namespace offramp {
 
@@ -42,7 +42,6 @@ struct PruneOptions {
   double flops_share = 0.3;  ///< of the network's nominal FLOPs, to be removed
   PruneCriterion criterion = PruneCriterion::reconstruction;
   bool refit = true;
-  bool blocks = true;        ///< residual branches may go as a whole
   Index granularity = 8;     ///< channels of a group that go together
   double most_share = 0.75;  ///< of the channels of a layer, that may go
   Index batch = 16;          ///< samples at a time
@@ -59,9 +58,8 @@ struct PrunedLayer {
 struct PruneResult {
   Graph graph;
   std::vector<PrunedLayer> layers;
-  std::vector<std::string> removed_blocks;  ///< the additions that lost their branch
-  double flops = 0, full_flops = 0;         ///< nominal, of one sample
-  double agreement = 1;                     ///< with the whole network, on the samples
+  double flops = 0, full_flops = 0;  ///< nominal, of one sample
+  double agreement = 1;              ///< with the whole network, on the samples
   Index samples = 0;
 };
 
@@ -187,9 +185,6 @@ class Pruner {
       : g_(g), samples_(samples), o_(o), shapes_(infer_batch(g, o.model, 2)), classes_(g_, shapes_) {
     removed_.assign(static_cast<std::size_t>(classes_.count()), false);
     members_.resize(static_cast<std::size_t>(classes_.count()));
-    for (const auto& p : classes_.products()) {
-      layer_of_.emplace(p.node, layer_of_.size());
-    }
   }
 
   const ChannelClasses& classes() const noexcept { return classes_; }
@@ -589,7 +584,6 @@ class Pruner {
   const PruneOptions& o_;
   Inference shapes_;
   ChannelClasses classes_;
-  std::map<std::size_t, std::size_t> layer_of_;
   std::vector<bool> removed_;
   std::vector<Layer> layers_;                                        // of each product
   std::vector<std::vector<std::pair<std::size_t, Index>>> members_;  // of each class: readers and their channel

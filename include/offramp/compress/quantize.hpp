@@ -21,8 +21,7 @@
 #include <utility>
 #include <vector>
 
-#include "offramp/graph/attach.hpp"
-#include "offramp/graph/simplify.hpp"
+#include "offramp/compress/observe.hpp"
 
 namespace offramp {
 
@@ -61,9 +60,6 @@ struct QuantizeResult {
 
 namespace detail {
 
-inline bool has_constant_weights(const Graph& g, const Node& n) {
-  return n.input(1) != no_value && g.is_constant(n.input(1)) && g[n.input(1)].constant.type() == DType::f32;
-}
 /// A convolution or a product by a constant matrix.
 inline bool is_product(const Graph& g, const Node& n) {
   return n.domain.empty() && (n.op == "Conv" || n.op == "Gemm" || n.op == "MatMul") && has_constant_weights(g, n) &&
@@ -84,53 +80,7 @@ struct Seen {
   float low = 0, high = 0;
   std::vector<double> histogram;     // of equal bins from low to high
   std::vector<double> channel_mean;  // along axis 1, or along the last of two
-  std::vector<float> channel_largest;
 };
-
-/// Runs `g` over the samples and shows `values` to `look(which, view)`, batch by batch.
-template <class Look>
-void watch_values(const Graph& g, const ModelOptions& options, const std::vector<ValueId>& values,
-                  std::span<const float> samples, Index batch, Look&& look) {
-  if (values.empty()) return;
-  std::vector<ValueId> computed, given;
-  const std::vector<int> producer = g.producers();
-  for (const ValueId v : values) (producer[static_cast<std::size_t>(v)] >= 0 ? computed : given).push_back(v);
-  const Graph watched = with_outputs(g, values);
-  Graph without = watched;
-  for (const char* key : {"offramp.exits", "offramp.policy"}) without.metadata.erase(key);
-  const Model m(std::move(without), options);
-  const Index size = m.sample_size() > 0 ? m.sample_size() : 1;
-  const Index count = static_cast<Index>(samples.size()) / size;
-  for (Index first = 0; first < count; first += batch) {
-    const Index n = std::min(batch, count - first);
-    Shape shape{n};
-    const auto& sizes = m.inputs()[0].sizes;
-    const TensorView one = input_views(watched, n, options.shape, options.limits)[0];
-    static_cast<void>(sizes);
-    shape = one.shape;
-    Tensor in(DType::f32, shape);
-    std::copy_n(samples.data() + first * size, n * size, static_cast<float*>(in.mutable_data()));
-    const std::vector<Tensor> inputs{in};
-    const auto out = m.run(inputs);
-    for (std::size_t i = 0; i < values.size(); ++i) look(i, out[i].view());
-  }
-}
-
-/// The axis of channels of a value that a product reads or computes.
-inline int channel_axis(const TensorView& x) noexcept {
-  return x.shape.rank() >= 3 ? 1 : x.shape.rank() - 1;
-}
-
-inline std::vector<Index> answers_of(const Graph& g, ValueId answer, const ModelOptions& options,
-                                     std::span<const float> samples, Index batch) {
-  std::vector<Index> answers;
-  watch_values(g, options, {answer}, samples, batch, [&](std::size_t, const TensorView& x) {
-    const Index n = x.shape[0], each = x.count() / n;
-    for (Index i = 0; i < n; ++i)
-      answers.push_back(std::max_element(x.f32() + i * each, x.f32() + (i + 1) * each) - (x.f32() + i * each));
-  });
-  return answers;
-}
 
 /// Quantizes one simplified graph.
 class Quantizer {
@@ -607,23 +557,6 @@ class Quantizer {
   std::map<ValueId, Seen> seen_;
   std::map<ValueId, Index> counted_;
 };
-
-/// Gives every node a name of its own, so that layers can be spoken of.
-inline void name_nodes(Graph& g) {
-  std::set<std::string> taken;
-  for (std::size_t i = 0; i < g.nodes.size(); ++i) {
-    Node& n = g.nodes[i];
-    if (n.name.empty()) n.name = n.op + "_" + std::to_string(i);
-    while (!taken.insert(n.name).second) n.name += "_";
-  }
-}
-
-/// Raises an Error where samples are not whole, or hold numbers that are not finite.
-inline void check_samples(std::span<const float> samples, Index size) {
-  OFFRAMP_REQUIRE(size > 0 && !samples.empty() && static_cast<Index>(samples.size()) % size == 0,
-                  "the data do not hold whole samples of " + std::to_string(size) + " numbers");
-  for (const float x : samples) OFFRAMP_REQUIRE(std::isfinite(x), "the data hold numbers that are not finite");
-}
 
 }  // namespace detail
 

@@ -37,13 +37,7 @@ class ConvPlan {
                     "channels " + std::to_string(in_channels) + " and " + std::to_string(out_channels) +
                         " are not divisible into " + std::to_string(group) + " groups");
     const Index taps = w_.taps(), in_group = in_channels / group, out_group = out_channels / group;
-    const auto padded = w_.padded();
-    const Index largest = std::numeric_limits<std::int32_t>::max() / 2;
-    OFFRAMP_REQUIRE(
-        checked_product(checked_product(checked_product(padded[0], padded[1]), padded[2]), in_channels) < largest,
-        "the input of a convolution is larger than 2^30 elements a sample");
-    OFFRAMP_REQUIRE(checked_product(w_.out_count(), taps) < largest / 4,
-                    "the windows of a convolution have more than 2^28 elements");
+    w_.check_sizes(in_channels);
     if (group == in_channels && group == out_channels && w_.in[0] == 1 && w_.kernel[0] == 1 && w_.begin[0] == 0) {
       kind_ = Kind::depthwise;
       weights_ = Tensor(DType::f32, {taps, out_channels});

@@ -304,13 +304,7 @@ class IntegerConvOperation final : public Operation {
     flips_ = x.type == DType::i8;
     const std::int32_t zero = x_zero_ + (flips_ ? 128 : 0);
     const Index taps = w_.taps(), in_group = in_channels_ / group_, out_group = out_channels_ / group_;
-    const auto padded = w_.padded();
-    const Index largest = std::numeric_limits<std::int32_t>::max() / 2;
-    OFFRAMP_REQUIRE(
-        checked_product(checked_product(checked_product(padded[0], padded[1]), padded[2]), in_channels_) < largest,
-        "the input of a convolution is larger than 2^30 elements a sample");
-    OFFRAMP_REQUIRE(checked_product(w_.out_count(), taps) < largest / 4,
-                    "the windows of a convolution have more than 2^28 elements");
+    w_.check_sizes(in_channels_);
     const auto* weights = static_cast<const std::int8_t*>(w.data);
     const auto* bias = b ? static_cast<const std::int32_t*>(b->data) : nullptr;
     depthwise_ = group_ == in_channels_ && group_ == out_channels_ && w_.in[0] == 1 && w_.kernel[0] == 1 &&

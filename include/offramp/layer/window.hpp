@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -29,6 +30,16 @@ struct Window {
       if (kernel[i] != 1 || stride[i] != 1 || begin[i] != 0 || end[i] != 0) return false;
     }
     return true;
+  }
+
+  /// Raises an Error where offsets into an image of so many channels would not fit 32 bits.
+  void check_sizes(Index channels) const {
+    const std::array<Index, 3> size = padded();
+    constexpr Index largest = std::numeric_limits<std::int32_t>::max() / 2;
+    OFFRAMP_REQUIRE(checked_product(checked_product(checked_product(size[0], size[1]), size[2]), channels) < largest,
+                    "the input of a convolution is larger than 2^30 elements a sample");
+    OFFRAMP_REQUIRE(checked_product(out_count(), taps()) < largest / 4,
+                    "the windows of a convolution have more than 2^28 elements");
   }
 
   /// The shape [N, channels, out...] in the order of the input `x`, whose spatial axes this window was resolved for.
