@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -25,6 +26,7 @@ struct BenchResult {
   std::size_t runs = 0;
   Latency latency;
   double best_ms = 0, peak_gflops = 0;  ///< the peak is of all threads together
+  std::optional<double> joules;         ///< of a batch, where the machine has a counter
   offramp::Cost cost;                   ///< of the batch
   Index memory_bytes = 0;
   std::vector<LayerTime> layers;
@@ -93,6 +95,7 @@ inline BenchResult measure(const offramp::Model& m, Index batch, int threads, do
   r.runs = ms.size();
   r.best_ms = *std::min_element(ms.begin(), ms.end());
   r.latency = latency_of(ms);
+  r.joules = joules_of([&] { run(nullptr); });
   if (per_layer) {
     std::vector<std::vector<double>> all(layers.size());
     std::vector<double> one(layers.size());
@@ -119,6 +122,7 @@ inline json to_json(const BenchResult& r, const offramp::Model& m) {
       {"threads", r.threads},
       {"runs", r.runs},
       {"memory_bytes", r.memory_bytes},
+      {"energy", r.joules ? json{{"joules", *r.joules}} : json{{"joules", nullptr}, {"reason", EnergyCounter::none}}},
       {"isa", offramp::name_of(m.isa())},
       {"cost", cost_json(r.cost)}};
   for (const LayerTime& t : r.layers) {
@@ -151,11 +155,12 @@ inline void print(const BenchResult& r, const offramp::Model& m) {
   }
   std::printf(
       "batch %ld, %d thread%s, %s, %zu runs\nlatency   median %.4f ms, best %.4f ms, p99 %.4f ms\nGFLOP/s   nominal "
-      "%.1f, executed %.1f of %.1f at peak (%s)\nmemory    %s bytes of work\n",
+      "%.1f, executed %.1f of %.1f at peak (%s)\nmemory    %s bytes of work\nenergy    %s\n",
       static_cast<long>(r.batch), r.threads, r.threads == 1 ? "" : "s", std::string(name_of(m.isa())).c_str(), r.runs,
       r.latency.p50, r.best_ms, r.latency.p99, r.gflops(r.cost.flops), r.gflops(r.cost.executed), r.peak_gflops,
       percent(r.gflops(r.cost.executed) / r.peak_gflops, 1).c_str(),
-      engineering(static_cast<double>(r.memory_bytes)).c_str());
+      engineering(static_cast<double>(r.memory_bytes)).c_str(),
+      r.joules ? (fixed(*r.joules, 6) + " J").c_str() : EnergyCounter::none);
 }
 
 }  // namespace tool

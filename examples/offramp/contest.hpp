@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
-#include <fstream>
 #include <memory>
 #include <optional>
 #include <span>
@@ -14,28 +13,12 @@
 #include <vector>
 
 #include "data.hpp"
+#include "energy.hpp"
 #include "evaluation.hpp"
 #include "offramp/offramp.hpp"
 #include "output.hpp"
 
 namespace tool {
-
-/// The energy counter of the processor package (RAPL), where the machine has one that may be read.
-class EnergyCounter {
- public:
-  /// Joules since some time ago, or nothing.
-  static std::optional<double> joules() {
-    std::ifstream f("/sys/class/powercap/intel-rapl:0/energy_uj");
-    double microjoules = 0;
-    if (!(f >> microjoules)) return {};
-    return microjoules / 1e6;
-  }
-  static json report(const std::optional<double>& before, const std::optional<double>& after, double inferences) {
-    if (!before || !after || *after < *before || inferences <= 0)
-      return {{"joules", nullptr}, {"reason", "this machine shows no energy counter"}};
-    return {{"joules", (*after - *before) / inferences}};
-  }
-};
 
 /// One network that takes part, with what was measured of it.
 struct Contender {

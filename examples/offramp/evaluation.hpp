@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "data.hpp"
+#include "energy.hpp"
 #include "offramp/offramp.hpp"
 #include "output.hpp"
 
@@ -37,6 +38,7 @@ struct Evaluation {
   Index samples = 0, right = 0, full_right = 0, agreeing = 0, not_finite = 0;
   offramp::Cost cost, full_cost;  ///< of all samples
   Latency latency, full_latency;
+  Energy energy;  ///< of a batch
   std::vector<ExitResult> exits;
   std::vector<Index> exit_of, answer_of;  ///< for each sample
 
@@ -146,6 +148,21 @@ inline Evaluation evaluate(const offramp::Model& model, const offramp::AnyPolicy
   if (failure) std::rethrow_exception(failure);
   e.latency = latency_of(early_ms);
   e.full_latency = latency_of(full_ms);
+  {
+    offramp::Session session(model, policy, batch);
+    Index at = 0;
+    const Index n = std::min(batch, e.samples);
+    const auto next_batch = [&] {
+      at = at + n > e.samples ? 0 : at;
+      const auto samples =
+          std::span(data.samples)
+              .subspan(static_cast<std::size_t>(at * data.sample_size), static_cast<std::size_t>(n * data.sample_size));
+      at += n;
+      return samples;
+    };
+    e.energy.early = joules_of([&] { session.predict(next_batch()); });
+    e.energy.full = joules_of([&] { session.predict_full(next_batch()); });
+  }
   return e;
 }
 
@@ -180,6 +197,7 @@ inline json to_json(const Evaluation& e) {
         {"full_p50_ms", e.full_latency.p50},
         {"full_p99_ms", e.full_latency.p99},
         {"saving", e.latency_saving()}}},
+      {"energy", e.energy.to_json()},
       {"exits", exits}};
 }
 
@@ -204,6 +222,12 @@ inline void print(const Evaluation& e, const offramp::Model& model) {
               fixed(e.full_latency.mean, 4).c_str(), percent(e.latency_saving(), 1).c_str());
   std::printf("%-14s %12s %12s\n", "p50 ms", fixed(e.latency.p50, 4).c_str(), fixed(e.full_latency.p50, 4).c_str());
   std::printf("%-14s %12s %12s\n", "p99 ms", fixed(e.latency.p99, 4).c_str(), fixed(e.full_latency.p99, 4).c_str());
+  if (e.energy.early && e.energy.full) {
+    std::printf("%-14s %12s %12s %10s\n", "joules", fixed(*e.energy.early, 6).c_str(), fixed(*e.energy.full, 6).c_str(),
+                percent(1 - *e.energy.early / *e.energy.full, 1).c_str());
+  } else {
+    std::printf("%-14s %s\n", "joules", EnergyCounter::none);
+  }
   if (e.not_finite > 0)
     std::printf("\n%ld samples had logits that were not finite and left no exit early\n",
                 static_cast<long>(e.not_finite));

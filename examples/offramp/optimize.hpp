@@ -56,6 +56,7 @@ struct Form {
   std::vector<offramp::ThresholdSetting> path;  ///< one setting without thresholds, for a form without exits
   std::vector<float> thresholds;
   std::string policy = "never";
+  std::string measured_policy = "never";  ///< that `measured` was measured with
   std::optional<Contender> measured;
   double loss = 0;       ///< on the samples that choose
   std::string rejected;  ///< why it is not a candidate
@@ -147,6 +148,7 @@ class Optimizer {
     for (std::size_t k = 0; k < all.size(); ++k) {
       Form& f = forms_[which[k]];
       f.measured = std::move(all[k]);
+      f.measured_policy = f.policy;
       f.loss = loss_of(*f.measured);
     }
     for (Form& f : forms_) {
@@ -449,7 +451,8 @@ inline int optimize_command(const std::string& model, const OptimizeCommand& o, 
   Form& best = passed ? *found : optimizer.forms()[optimizer.reference_form()];
   const std::string words = passed ? text_of(certificate) : "nothing but the reference passes at this risk";
   const auto save = [&](const Form& f, const std::string& path, bool certified) {
-    std::map<std::string, std::string> metadata{{"offramp.policy", f.policy}};
+    // A form on the front as its row was measured; the chosen one as it was certified.
+    std::map<std::string, std::string> metadata{{"offramp.policy", certified ? f.policy : f.measured_policy}};
     if (certified) metadata["offramp.certificate"] = words;
     offramp::save_onnx(f.model, path, offramp::ExitForm::outputs, metadata);
   };
@@ -480,12 +483,18 @@ inline int optimize_command(const std::string& model, const OptimizeCommand& o, 
     check_data(optimizer.reference(), test);
     last.push_back(contender("reference", optimizer.reference(), offramp::Never{}));
     last.push_back(contender("chosen: " + best.name, best.model, offramp::parse_policy(best.policy)));
-    const auto before = EnergyCounter::joules();
     contest(last, test.samples, test.labels);
+    Energy energy;
+    const auto cycle = [&](Contender& c) {
+      offramp::Session<Model> session(c.model, c.policy, 1);
+      Index at = 0;
+      return joules_of([&] { session.predict(test.sample(at = (at + 1) % test.count())); });
+    };
+    energy.early = cycle(last[1]);
+    energy.full = cycle(last[0]);
     j["test"] = contender_json(last[1]);
     j["test"]["full"] = contender_json(last[0]);
-    j["test"]["energy"] =
-        EnergyCounter::report(before, EnergyCounter::joules(), 2.0 * static_cast<double>(test.count()));
+    j["test"]["energy"] = energy.to_json();
   }
   if (as_json) {
     std::cout << j.dump(2) << '\n';

@@ -195,6 +195,12 @@ inline std::string report(const offramp::Model& model, const std::string& name, 
       percent(e.flops_saving(), 1));
   row("mean latency, ms", fixed(e.latency.mean, 4), fixed(e.full_latency.mean, 4), percent(e.latency_saving(), 1));
   row("p99 latency, ms", fixed(e.latency.p99, 4), fixed(e.full_latency.p99, 4), "");
+  if (e.energy.early && e.energy.full) {
+    row("energy, J", fixed(*e.energy.early, 6), fixed(*e.energy.full, 6),
+        percent(1 - *e.energy.early / *e.energy.full, 1));
+  } else {
+    row("energy, J", EnergyCounter::none, "", "");
+  }
   s += "</table>" + more;
   const double full_flops = static_cast<double>(e.full_cost.flops) / static_cast<double>(e.samples);
   const auto share_text = [](double v) { return percent(v, 1); };

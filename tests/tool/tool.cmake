@@ -37,7 +37,7 @@ endforeach()
 
 set(DATASET "fashion-mnist:${DATA}:test[0:300]")
 run(eval ${MODEL} --data ${DATASET} --policy max-probability:0.9 --json --report ${WORK}/report.html)
-foreach(key accuracy "full;accuracy" agreement "flops;mean" "flops;saving" "latency;mean_ms" "latency;full_mean_ms" "latency;saving" "exits;0;share" "exits;4;accuracy")
+foreach(key accuracy "full;accuracy" agreement "flops;mean" "flops;saving" "latency;mean_ms" "latency;full_mean_ms" "latency;saving" energy "exits;0;share" "exits;4;accuracy")
   expect_key(${key})
 endforeach()
 string(JSON accuracy GET "${out}" full accuracy)
