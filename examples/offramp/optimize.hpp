@@ -200,7 +200,6 @@ class Optimizer {
     return nullptr;
   }
 
-  const Data& select() const { return select_; }
   double price(const Contender& c) const {
     return o_.objective == "flops"    ? c.flops
            : o_.objective == "memory" ? static_cast<double>(c.size_bytes)

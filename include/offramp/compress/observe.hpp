@@ -23,15 +23,14 @@ template <class Look>
 void watch_values(const Graph& g, const ModelOptions& options, const std::vector<ValueId>& values,
                   std::span<const float> samples, Index batch, Look&& look) {
   if (values.empty()) return;
-  const Graph watched = with_outputs(g, values);
-  Graph without = watched;
-  for (const char* key : {"offramp.exits", "offramp.policy"}) without.metadata.erase(key);
-  const Model m(std::move(without), options);
+  Graph watched = with_outputs(g, values);
+  for (const char* key : {"offramp.exits", "offramp.policy"}) watched.metadata.erase(key);
+  const Model m(std::move(watched), options);
   const Index size = m.sample_size() > 0 ? m.sample_size() : 1;
   const Index count = static_cast<Index>(samples.size()) / size;
   for (Index first = 0; first < count; first += batch) {
     const Index n = std::min(batch, count - first);
-    Tensor in(DType::f32, input_views(watched, n, options.shape, options.limits)[0].shape);
+    Tensor in(DType::f32, input_views(m.graph(), n, options.shape, options.limits)[0].shape);
     std::copy_n(samples.data() + first * size, n * size, static_cast<float*>(in.mutable_data()));
     const std::vector<Tensor> inputs{in};
     const auto out = m.run(inputs);

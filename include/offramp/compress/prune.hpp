@@ -188,7 +188,6 @@ class Pruner {
   }
 
   const ChannelClasses& classes() const noexcept { return classes_; }
-  const std::vector<bool>& removed() const noexcept { return removed_; }
 
   /// Nominal FLOPs of all products with some classes gone.
   double product_flops(const std::vector<bool>& gone) const {
