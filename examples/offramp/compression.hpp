@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "cache.hpp"
 #include "calibration.hpp"
 #include "contest.hpp"
 #include "offramp/compress/prune.hpp"
@@ -28,8 +29,11 @@ struct CompressCommand {
   // prune
   double remove = 30;
   std::string criterion = "reconstruction";
-  bool no_refit = false;
-  Index granularity = 8;
+  std::string objective = "flops";
+  bool no_refit = false, no_blocks = false;
+  Index granularity = 16, epochs = 0;
+  int threads = 2;
+  std::uint64_t seed = 0;
 };
 
 inline std::span<const float> first_samples(const Data& d, Index n) {
@@ -53,12 +57,18 @@ inline offramp::QuantizeOptions quantize_options(const CompressCommand& o, const
 inline offramp::PruneOptions prune_options(const CompressCommand& o, const offramp::ModelOptions& model) {
   offramp::PruneOptions p;
   p.model = model;
-  p.flops_share = o.remove / 100;
+  p.share = o.remove / 100;
   p.criterion = o.criterion == "weight-norm"         ? offramp::PruneCriterion::weight_norm
                 : o.criterion == "activation-energy" ? offramp::PruneCriterion::activation_energy
                                                      : offramp::PruneCriterion::reconstruction;
+  p.objective = o.objective == "latency" ? offramp::Objective::latency : offramp::Objective::flops;
   p.refit = !o.no_refit;
+  p.blocks = !o.no_blocks;
   p.granularity = o.granularity;
+  p.fit_samples = o.samples;
+  p.distil.epochs = o.epochs;
+  p.distil.threads = o.threads;
+  p.distil.seed = p.seed = o.seed;
   return p;
 }
 
@@ -106,13 +116,17 @@ inline int quantize_command(const Model& m, const CompressCommand& o, const offr
 inline int prune_command(const Model& m, const CompressCommand& o, const offramp::ModelOptions& options, bool as_json) {
   const Data data = read_data(o.data);
   check_data(m, data);
-  const offramp::PruneResult r = offramp::prune(m, first_samples(data, o.samples), prune_options(o, options));
+  const auto bar = cache_progress();
+  const offramp::PruneResult r = offramp::prune(m, data.samples, prune_options(o, options),
+                                                [&](Index done, Index total) { bar("distilling", done, total); });
   if (!o.output.empty()) offramp::onnx::write_file(o.output, offramp::onnx::write(r.graph));
   json j = {{"samples", r.samples}, {"calibration_agreement", r.agreement}, {"layers", json::array()}};
   for (const auto& l : r.layers) j["layers"].push_back({{"name", l.name}, {"channels", l.channels}, {"kept", l.kept}});
+  j["blocks"] = r.blocks;
   if (!as_json) {
+    for (const auto& b : r.blocks) std::printf("%-44s its branch is gone\n", b.c_str());
     for (const auto& l : r.layers) {
-      if (l.kept < l.channels)
+      if (l.kept > 0 && l.kept < l.channels)
         std::printf("%-44s %5ld of %5ld channels\n", l.name.c_str(), static_cast<long>(l.kept),
                     static_cast<long>(l.channels));
     }

@@ -445,7 +445,7 @@ int main(int argc, char** argv) {
 
   CompressCommand compress;
   CLI::App* quantize_app = command("quantize", "Quantizes a network to bytes by inputs without labels");
-  CLI::App* prune_app = command("prune", "Takes channels out of a network and fits the rest, without training");
+  CLI::App* prune_app = command("prune", "Takes channels and residual blocks out of a network and fits the rest");
   for (CLI::App* app_of_both : {quantize_app, prune_app}) {
     app_of_both->add_option("--data", compress.data, "inputs to learn from; labels are not read")->required();
     app_of_both->add_option("--test", compress.test, "data to compare both networks on (default: those of --data)");
@@ -468,13 +468,26 @@ int main(int argc, char** argv) {
   quantize_app->add_option("--keep", compress.keep, "names of nodes that stay in float");
   quantize_app->add_flag("--no-bias-correction", compress.no_bias_correction, "leave biases as they are");
   quantize_app->add_flag("--no-equalization", compress.no_equalization, "do not scale channels of depthwise networks");
-  prune_app->add_option("--remove", compress.remove, "per cent of the FLOPs to take out")
+  prune_app->add_option("--remove", compress.remove, "per cent of the FLOPs (or of the latency) to take out")
       ->check(CLI::Range(0.1, 99.0))
       ->capture_default_str();
   prune_app->add_option("--criterion", compress.criterion, "reconstruction, activation-energy or weight-norm")
       ->check(CLI::IsMember({"reconstruction", "activation-energy", "weight-norm"}))
       ->capture_default_str();
+  prune_app->add_option("--objective", compress.objective, "flops or latency: what --remove counts")
+      ->check(CLI::IsMember({"flops", "latency"}))
+      ->capture_default_str();
   prune_app->add_flag("--no-refit", compress.no_refit, "leave the weights as they are");
+  prune_app->add_flag("--no-blocks", compress.no_blocks, "leave residual blocks whole");
+  prune_app
+      ->add_option("--distil", compress.epochs,
+                   "epochs over all of --data in which the weights that are left learn the whole network's answers")
+      ->check(CLI::Range(0, 10'000))
+      ->capture_default_str();
+  prune_app->add_option("--threads", compress.threads, "threads at work")
+      ->check(CLI::Range(1, 256))
+      ->capture_default_str();
+  prune_app->add_option("--seed", compress.seed, "of everything random")->capture_default_str();
   prune_app->add_option("--granularity", compress.granularity, "channels that go together")
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
@@ -507,8 +520,12 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   optimize_app->add_option("--without", optimize.without, "forms to leave out: int8, prune, exits, cascade")
       ->check(CLI::IsMember({"int8", "prune", "exits", "cascade"}));
-  optimize_app->add_option("--remove", optimize.remove, "per cent of FLOPs that pruned forms lose")
+  optimize_app->add_option("--remove", optimize.remove, "per cent of FLOPs or latency that pruned forms lose")
       ->check(CLI::Range(0.1, 99.0));
+  optimize_app
+      ->add_option("--distil", optimize.distil, "epochs in which pruned forms learn the whole network's answers")
+      ->check(CLI::Range(0, 10'000))
+      ->capture_default_str();
   optimize_app->add_option("--seed", optimize.seed, "of everything random")->capture_default_str();
   optimize_app->add_option("--threads", optimize.threads, "threads that train exits")
       ->check(CLI::Range(1, 256))

@@ -34,6 +34,7 @@ struct OptimizeCommand {
   std::vector<std::string> without;    ///< int8, prune, exits, cascade
   std::vector<double> remove{30, 50};  ///< per cent of FLOPs, of pruned forms
   Index samples = 512;
+  Index distil = 6;  ///< epochs, of pruned forms
   std::uint64_t seed = 0;
   int threads = 2;
 };
@@ -275,8 +276,17 @@ class Optimizer {
     attempt(name, [&] {
       offramp::PruneOptions p;
       p.model = options_;
-      p.flops_share = share / 100;
-      Model m(offramp::prune(v.model, first_samples(data_, 2 * o_.samples), p).graph, options_);
+      p.share = share / 100;
+      p.fit_samples = 2 * o_.samples;
+      p.objective = o_.objective == "latency" ? offramp::Objective::latency : offramp::Objective::flops;
+      p.distil.epochs = o_.distil;
+      p.distil.threads = o_.threads;
+      p.distil.seed = p.seed = o_.seed;
+      const auto bar = cache_progress();
+      Model m(
+          offramp::prune(v.model, data_.samples, p, [&](Index done, Index total) { bar("distilling", done, total); })
+              .graph,
+          options_);
       into.push_back({name, m});
       return m;
     });

@@ -103,7 +103,7 @@ TEST(Prune, LeastSquaresMakeUpForWhatIsGone) {
   const Model model(test::residual_network());
   const auto x = test::random_floats(256 * 192, 3, -1, 2);
   PruneOptions o;
-  o.flops_share = 0.25;
+  o.share = 0.25;
   o.granularity = 1;
   const PruneResult with = prune(model, x, o);
   o.refit = false;
@@ -124,15 +124,89 @@ TEST(Prune, LeastSquaresMakeUpForWhatIsGone) {
   EXPECT_GE(with.agreement, without.agreement);
 }
 
+TEST(ResidualBlocks, AreFoundWhereTheShortcutIsTheInput) {
+  const Graph g = named(test::residual_network());
+  const Inference shapes = infer_batch(g, {}, 2);
+  const auto blocks = residual_blocks(g, shapes);
+  ASSERT_EQ(blocks.size(), 2u);  // the third has a convolution in its shortcut
+  const Graph less = without_blocks(g, {blocks[1].name}, shapes);
+  EXPECT_EQ(residual_blocks(less, infer_batch(less, {}, 2)).size(), 1u);
+  const auto convolutions = [](const Graph& of) {
+    return std::count_if(of.nodes.begin(), of.nodes.end(), [](const Node& n) { return n.op == "Conv"; });
+  };
+  EXPECT_EQ(convolutions(less), convolutions(g) - 2);
+  // A branch whose weights are zero adds nothing: without it the answers stay.
+  Graph zero = g;
+  for (Node& n : zero.nodes) {
+    if (n.outputs[0] != blocks[1].sum) continue;
+    const ValueId branch = n.inputs[n.inputs[0] == blocks[1].shortcut ? 1 : 0];
+    Node& last = zero.nodes[static_cast<std::size_t>(zero.producers()[static_cast<std::size_t>(branch)])];
+    for (std::size_t i = 1; i < 3; ++i)
+      last.inputs[i] =
+          zero.add_constant("zero" + std::to_string(i), Tensor(DType::f32, zero[last.inputs[i]].constant.shape()));
+  }
+  const std::vector<Tensor> in{test::random_tensor({2, 3, 8, 8}, 4)};
+  const auto a = Model(zero).run(in), b = Model(less).run(in);
+  const auto expected = a.back().values<float>();
+  EXPECT_LT(test::relative_error(b.back().values<float>(), std::vector<double>(expected.begin(), expected.end())),
+            1e-5);
+}
+
+// A sum that is read elsewhere too, and a branch that somebody else looks into, are left alone.
+TEST(ResidualBlocks, WhatIsReadElsewhereStays) {
+  test::Builder b;
+  b.g.opset = 13;
+  auto x = b.input("input", {dynamic, 4});
+  x = b.node("Relu", {x});
+  const auto inside = b.node("Relu", {b.node("Gemm", {x, b.constant({4, 4}, 1), b.constant({4}, 2)})});
+  const auto branch = b.node("Gemm", {inside, b.constant({4, 4}, 3), b.constant({4}, 4)});
+  b.output(b.node("Add", {branch, x}), "logits");
+  b.output(inside, "inside");
+  const Graph g = named(b.g);
+  EXPECT_TRUE(residual_blocks(g, infer_batch(g, {}, 2)).empty());
+}
+
+TEST(Prune, TakesWholeBlocksAndLearns) {
+  const Model model(test::scaled(test::residual_network()));
+  const auto x = test::random_floats(300 * 192, 3, -1, 2);
+  PruneOptions o;
+  o.share = 0.5;
+  o.granularity = 8;  // no channel of the blocks can go: only whole branches
+  const PruneResult fitted = prune(model, x, o);
+  EXPECT_FALSE(fitted.blocks.empty());
+  EXPECT_LE(fitted.flops, 0.5 * fitted.full_flops);
+  EXPECT_TRUE(std::any_of(fitted.layers.begin(), fitted.layers.end(), [](const auto& l) { return l.kept == 0; }));
+  o.distil.epochs = 8;
+  o.distil.rate = 3e-3f;
+  Index calls = 0;
+  const PruneResult learned = prune(model, x, o, [&](Index, Index) { ++calls; });
+  EXPECT_GT(calls, 0);
+  EXPECT_LE(learned.flops, 0.5 * learned.full_flops);
+  EXPECT_GT(learned.agreement, fitted.agreement);
+}
+
+TEST(Prune, ByLatencyIsFasterHere) {
+  const Model model(test::residual_network());
+  const auto x = test::random_floats(64 * 192, 3, -1, 2);
+  PruneOptions o;
+  o.share = 0.2;
+  o.objective = Objective::latency;
+  o.granularity = 4;
+  const PruneResult r = prune(model, x, o);
+  EXPECT_GT(r.ms, 0);
+  EXPECT_GT(r.full_ms, 0);
+  EXPECT_LT(r.flops, r.full_flops);
+}
+
 TEST(Prune, BadBudgetsAndDataAreErrors) {
   const Model model(test::residual_network());
   const auto x = test::random_floats(32 * 192, 3);
   PruneOptions o;
-  o.flops_share = 0.99;
+  o.share = 0.99;
   EXPECT_THROW(prune(model, x, o), Error);
-  o.flops_share = 1.5;
+  o.share = 1.5;
   EXPECT_THROW(prune(model, x, o), Error);
-  o.flops_share = 0.2;
+  o.share = 0.2;
   EXPECT_THROW(prune(model, std::span<const float>(x).first(10), o), Error);
 }
 

@@ -254,6 +254,17 @@ TEST_P(EveryIsa, LayerNormAndSums) {
   }
 }
 
+TEST_P(EveryIsa, ReluGradientAddsWhereTheInputIsPositive) {
+  for (const Index n : {1, 7, 16, 37, 64}) {
+    auto x = test::random_floats(n, 3);
+    x[0] = 0;
+    const auto d = test::random_floats(n, 4), before = test::random_floats(n, 5);
+    auto after = before;
+    k.relu_gradient(x.data(), d.data(), after.data(), n);
+    for (std::size_t i = 0; i < x.size(); ++i) EXPECT_EQ(after[i], x[i] > 0 ? before[i] + d[i] : before[i]);
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(All, EveryIsa, ::testing::ValuesIn(available_isas().begin(), available_isas().end()),
                          [](const auto& p) { return std::string(name_of(p.param)); });
 

@@ -2,6 +2,7 @@
 /// Graphs built in code for the tests.
 #pragma once
 
+#include <cmath>
 #include <string>
 #include <utility>
 #include <vector>
@@ -85,6 +86,21 @@ inline offramp::Graph residual_network(Index classes = 4) {
   x = b.node("Relu", {b.node("Add", {shortcut, y})});
   head(x, 20, "logits");
   return b.g;
+}
+
+/// The same network with the weights of its layers scaled to keep the size of what goes through, as trained ones do.
+inline offramp::Graph scaled(offramp::Graph g) {
+  for (offramp::Node& n : g.nodes) {
+    if (n.op != "Conv" && n.op != "Gemm" && n.op != "MatMul") continue;
+    const offramp::Tensor w = g[n.inputs[1]].constant;
+    const bool by_row = n.op == "Conv" || n.integer("transB", 0) != 0;
+    const Index inputs = by_row ? w.count() / w.shape()[0] : w.shape()[0];
+    offramp::Tensor t(offramp::DType::f32, w.shape());
+    for (Index i = 0; i < w.count(); ++i)
+      static_cast<float*>(t.mutable_data())[i] = 2 * w.view().f32()[i] / std::sqrt(static_cast<float>(inputs));
+    n.inputs[1] = g.add_constant("scaled_" + std::to_string(g.values.size()), t);
+  }
+  return g;
 }
 
 }  // namespace test

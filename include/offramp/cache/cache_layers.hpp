@@ -22,17 +22,12 @@
 #include "offramp/calibrate/select.hpp"
 #include "offramp/exit/designs.hpp"
 #include "offramp/fit/train.hpp"
+#include "offramp/flops/objective.hpp"
 #include "offramp/graph/attach.hpp"
 #include "offramp/graph/places.hpp"
 #include "offramp/policy/any_policy.hpp"
 
 namespace offramp {
-
-/// What a cached network is to save.
-enum class Objective : std::uint8_t {
-  flops,    ///< nominal FLOPs
-  latency,  ///< milliseconds of one sample on this machine
-};
 
 /// How a network is cached.
 struct CacheOptions {
@@ -304,7 +299,8 @@ class Cacher {
     if (places_.empty()) return "no single tensor carries all information onward anywhere before the end";
     const fit::Backbone backbone(graph_, answer_, places_, classes_, options_.model, pool_, options_.explore.batch);
     std::vector<Index> answers(static_cast<std::size_t>(classes_), 0);
-    fit::Augmentation augmentation = look_at_answers(backbone, answers);
+    fit::Augmentation augmentation = fit::look_at_answers(backbone, fit_, options_.explore.batch, answers);
+    if (!options_.augment) augmentation = {};
     if (std::count_if(answers.begin(), answers.end(), [](Index n) { return n > 0; }) < 2)
       return "the full network gives the same answer to every sample";
 
@@ -388,34 +384,6 @@ class Cacher {
       return options_.certify ? refusal_of(options_.certificate, r.calibrated) : "no exit pays for itself at this risk";
     write(r, chosen, scores);
     return {};
-  }
-
-  /// How often the full network gives each answer; whether it is blind to mirrors.
-  fit::Augmentation look_at_answers(const fit::Backbone& backbone, std::vector<Index>& answers) const {
-    fit::Augmentation a = options_.augment ? backbone.augmentation() : fit::Augmentation{};
-    std::vector<fit::Map> maps;
-    std::vector<float> scores, mirrored;
-    const Index n = std::min<Index>(static_cast<Index>(fit_.size()) / size_, 1000), step = options_.explore.batch;
-    Index same = 0;
-    const auto label = [&](const std::vector<float>& of, Index i) {
-      return ExitContext::label_of(std::span<const float>(of).subspan(static_cast<std::size_t>(i * classes_),
-                                                                      static_cast<std::size_t>(classes_)));
-    };
-    for (Index first = 0; first < n; first += step) {
-      const Index count = std::min(step, n - first);
-      std::vector<float> x(fit_.begin() + static_cast<std::ptrdiff_t>(first * size_),
-                           fit_.begin() + static_cast<std::ptrdiff_t>((first + count) * size_));
-      backbone.run(x, count, maps, scores);
-      for (Index i = 0; i < count; ++i) ++answers[static_cast<std::size_t>(label(scores, i))];
-      if (a.height == 0) continue;
-      for (Index i = 0; i < count; ++i)
-        fit::mirror_image(std::span(x).subspan(static_cast<std::size_t>(i * size_), static_cast<std::size_t>(size_)),
-                          a.width);
-      backbone.run(x, count, maps, mirrored);
-      for (Index i = 0; i < count; ++i) same += label(scores, i) == label(mirrored, i);
-    }
-    a.mirror = a.height > 0 && 10 * same >= 9 * n;
-    return a;
   }
 
   /// Epochs in which so many samples are seen.

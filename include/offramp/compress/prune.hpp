@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <functional>
 #include <limits>
 #include <map>
 #include <numeric>
@@ -25,8 +26,11 @@
 #include <utility>
 #include <vector>
 
+#include "offramp/compress/blocks.hpp"
 #include "offramp/compress/channels.hpp"
 #include "offramp/compress/observe.hpp"
+#include "offramp/fit/distil.hpp"
+#include "offramp/flops/objective.hpp"
 
 namespace offramp {
 
@@ -39,15 +43,21 @@ enum class PruneCriterion : std::uint8_t {
 
 struct PruneOptions {
   ModelOptions model;
-  double flops_share = 0.3;  ///< of the network's nominal FLOPs, to be removed
+  double share = 0.3;  ///< of the network's price, to be removed
+  Objective objective = Objective::flops;
+  bool blocks = true;  ///< whole branches of residual blocks may go
   PruneCriterion criterion = PruneCriterion::reconstruction;
   bool refit = true;
-  Index granularity = 8;     ///< channels of a group that go together
-  double most_share = 0.75;  ///< of the channels of a layer, that may go
-  Index batch = 16;          ///< samples at a time
-  Index rows = 24'000;       ///< equations for each least-squares fit
-  double ridge = 1e-3;       ///< pull to the weights before the fit, as a share of the mean square of what they read
+  fit::DistilOptions distil;  ///< all weights learn from the whole network's answers after that; 0 epochs: they do not
+  Index granularity = 16;     ///< channels of a group that go together: the kernels work on 16 columns at a time
+  double most_share = 0.75;   ///< of the channels of a layer, that may go
+  Index fit_samples = 1000;   ///< from the front, that choose and that least squares read; distillation reads all
+  Index batch = 16;           ///< samples at a time
+  Index rows = 24'000;        ///< equations for each least-squares fit
+  double ridge = 1e-3;        ///< pull to the weights before the fit, as a share of the mean square of what they read
   std::uint64_t seed = 0;
+
+  PruneOptions() { distil.epochs = 0; }
 };
 
 struct PrunedLayer {
@@ -59,6 +69,8 @@ struct PruneResult {
   Graph graph;
   std::vector<PrunedLayer> layers;
   double flops = 0, full_flops = 0;  ///< nominal, of one sample
+  std::vector<std::string> blocks;   ///< additions whose branch is gone
+  double ms = 0, full_ms = 0;        ///< of one sample on this machine, where that was the objective
   double agreement = 1;              ///< with the whole network, on the samples
   Index samples = 0;
 };
@@ -178,60 +190,101 @@ inline void set_weights(Graph& g, Node& n, const Matrix& w) {
   n.inputs[2] = g.add_constant(n.name + "_fitted_bias", b);
 }
 
+inline ValueId output_called(const Graph& g, const std::string& name) {
+  return *std::find_if(g.outputs.begin(), g.outputs.end(), [&](ValueId v) { return g[v].name == name; });
+}
+
 /// Chooses what to remove from one simplified graph, and fits what is left.
 class Pruner {
  public:
-  Pruner(const Graph& g, std::span<const float> samples, const PruneOptions& o)
-      : g_(g), samples_(samples), o_(o), shapes_(infer_batch(g, o.model, 2)), classes_(g_, shapes_) {
-    removed_.assign(static_cast<std::size_t>(classes_.count()), false);
+  /// `answer` is the name of the output whose answers count.
+  Pruner(const Graph& g, std::string answer, std::span<const float> samples, const PruneOptions& o)
+      : g_(g),
+        answer_(std::move(answer)),
+        samples_(samples),
+        o_(o),
+        shapes_(infer_batch(g, o.model, 2)),
+        classes_(g_, shapes_) {
+    now_.removed.assign(static_cast<std::size_t>(classes_.count()), false);
     members_.resize(static_cast<std::size_t>(classes_.count()));
   }
 
-  const ChannelClasses& classes() const noexcept { return classes_; }
-
-  /// Nominal FLOPs of all products with some classes gone.
-  double product_flops(const std::vector<bool>& gone) const {
-    double all = 0;
-    for (const auto& p : classes_.products()) {
-      const auto left = [&](const std::vector<int>& c) {
-        return static_cast<double>(std::count_if(c.begin(), c.end(), [&](int k) {
-          return k == ChannelClasses::none || !gone[static_cast<std::size_t>(k)];
-        }));
-      };
-      all += 2 * static_cast<double>(p.taps * p.pixels) * left(p.out) * (p.depthwise ? 1 : left(p.in));
-    }
-    return all;
-  }
-
-  /// Removes classes until the products' FLOPs are at most `budget`; false where that cannot be reached.
-  bool choose(double budget) {
+  /// Finds out what each channel and block costs. Called once, first.
+  void prepare() {
+    observe();
     gather();
     if (o_.criterion == PruneCriterion::reconstruction) weigh();
+    find_blocks();
     group();
-    double flops = product_flops(removed_);
-    while (flops > budget) {
-      std::size_t best = groups_.size();
+    other_flops_ = static_cast<double>(Model(g_, o_.model).full_cost().flops) - product_flops();
+    start_ = now_;
+  }
+
+  /// What a sample costs without what is gone: nominal FLOPs, or milliseconds.
+  double price() const {
+    return by_latency() ? milliseconds_of(Model(cut(), o_.model)) : other_flops_ + product_flops();
+  }
+
+  /// Takes out channels and blocks until a sample costs at most `target`; false where that cannot be reached. The costs
+  /// of blocks count `block_weight` times: they are those before any refit.
+  bool choose(double block_weight, double target) {
+    now_ = start_;
+    for (double now = price(); now > target; now = price()) {
+      const double left = now - target;
+      std::optional<std::size_t> best;
       double least = std::numeric_limits<double>::infinity();
-      for (std::size_t i = 0; i < groups_.size(); ++i) {
-        if (groups_[i].empty()) continue;
-        const double saved = flops - product_flops_without(groups_[i]);
-        if (!(saved > 0)) continue;
-        const double price = cost_of_group(groups_[i]) / saved;
-        if (price < least) least = price, best = i;
+      // What saves more than is asked for is not cheaper for that.
+      const auto consider = [&](std::size_t i, double cost, double saving) {
+        if (saving > 0 && cost / std::min(saving, left) < least) least = cost / std::min(saving, left), best = i;
+      };
+      for (std::size_t i = 0; i < now_.groups.size(); ++i) {
+        if (now_.groups[i].empty()) continue;
+        if (!by_latency() || now_.savings[i] < 0) now_.savings[i] = now - price_without(now_.groups[i]);
+        consider(i, cost_of_group(now_.groups[i]), now_.savings[i]);
       }
-      if (best == groups_.size()) return false;
-      remove(groups_[best]);
-      regroup(best);
-      flops = product_flops(removed_);
+      for (std::size_t i = 0; i < now_.blocks.size(); ++i) {
+        if (now_.blocks[i].gone) continue;
+        if (!by_latency() || now_.blocks[i].saving < 0) now_.blocks[i].saving = now - price_without_block(i);
+        consider(now_.groups.size() + i, block_weight * now_.blocks[i].cost, now_.blocks[i].saving);
+      }
+      if (!best) return false;
+      if (*best < now_.groups.size()) {
+        remove(now_.groups[*best]);
+        regroup(*best);
+      } else {
+        remove_block(*best - now_.groups.size());
+      }
     }
     return true;
   }
 
+  /// What is gone, to tell two choices apart.
+  std::pair<std::vector<bool>, std::vector<std::string>> chosen() const { return {now_.removed, blocks_gone()}; }
+
+  /// Names of the additions whose branch is gone.
+  std::vector<std::string> blocks_gone() const {
+    std::vector<std::string> names;
+    for (const Block& b : now_.blocks) {
+      if (b.gone) names.push_back(b.residual.name);
+    }
+    return names;
+  }
+  /// The answers' squared change in a changed network, relative to their square.
+  double change_of(const Graph& changed) const {
+    std::vector<float> said;
+    watch_values(changed, o_.model, {output_called(changed, answer_)}, part_, o_.batch,
+                 [&](std::size_t, const TensorView& x) { said.insert(said.end(), x.f32(), x.f32() + x.count()); });
+    double d = 0;
+    for (std::size_t i = 0; i < said.size(); ++i)
+      d += static_cast<double>(answers_[i] - said[i]) * static_cast<double>(answers_[i] - said[i]);
+    return d / std::max(answers_power_, 1e-30);
+  }
+
   /// The pruned graph, its products fitted to what `g_` computed.
   Graph fitted() const {
-    Graph small = classes_.without(removed_);
+    Graph small = cut();
     if (!o_.refit) return small;
-    return refitted(small);
+    return refitted(std::move(small));
   }
 
   /// Fits every product of `small`, in order, to what the product of the same name computed in `g_`.
@@ -289,17 +342,6 @@ class Pruner {
     return small;
   }
 
-  std::vector<PrunedLayer> layers() const {
-    std::vector<PrunedLayer> all;
-    for (const auto& p : classes_.products()) {
-      const auto left = std::count_if(p.out.begin(), p.out.end(), [&](int c) {
-        return c == ChannelClasses::none || !removed_[static_cast<std::size_t>(c)];
-      });
-      all.push_back({g_.nodes[p.node].name, static_cast<Index>(p.out.size()), static_cast<Index>(left)});
-    }
-    return all;
-  }
-
  private:
   // What one product's readers know of their input.
   struct Layer {
@@ -310,6 +352,123 @@ class Pruner {
     double weight = 1;  // of its error, by what it does to the answers
     std::vector<bool> gone;
   };
+  // A residual block whose branch may go.
+  struct Block {
+    ResidualBlock residual;
+    std::vector<std::size_t> products;
+    double cost = 0, saving = -1;
+    bool gone = false;
+  };
+
+  bool by_latency() const noexcept { return o_.objective == Objective::latency; }
+  Index left_of(const std::vector<int>& channels) const {
+    return std::count_if(channels.begin(), channels.end(), [&](int c) {
+      return c == ChannelClasses::none || !now_.removed[static_cast<std::size_t>(c)];
+    });
+  }
+  double product_flops() const {
+    double all = 0;
+    for (const auto& p : classes_.products()) {
+      all += 2 * static_cast<double>(p.taps * p.pixels * left_of(p.out)) *
+             (p.depthwise ? 1 : static_cast<double>(left_of(p.in)));
+    }
+    for (const Block& b : now_.blocks) {
+      for (const std::size_t l : b.products) {
+        const auto& p = classes_.products()[l];
+        if (b.gone)
+          all -= 2 * static_cast<double>(p.taps * p.pixels * left_of(p.out)) *
+                 (p.depthwise ? 1 : static_cast<double>(left_of(p.in)));
+      }
+    }
+    return all;
+  }
+  double price_without(const std::vector<int>& classes) {
+    for (const int c : classes) now_.removed[static_cast<std::size_t>(c)] = true;
+    const double p = price();
+    for (const int c : classes) now_.removed[static_cast<std::size_t>(c)] = false;
+    return p;
+  }
+  double price_without_block(std::size_t i) {
+    now_.blocks[i].gone = true;
+    const double p = price();
+    now_.blocks[i].gone = false;
+    return p;
+  }
+
+  /// The graph without what is gone, weights as they were.
+  Graph cut() const {
+    const std::vector<std::string> names = blocks_gone();
+    if (names.empty()) return classes_.without(now_.removed);
+    Graph g = without_blocks(g_, names, shapes_);
+    const Inference shapes = infer_batch(g, o_.model, 2);
+    const ChannelClasses classes(g, shapes);
+    std::map<std::string, const ChannelClasses::Product*> of;
+    for (const auto& p : classes_.products()) of[g_.nodes[p.node].name] = &p;
+    std::vector<bool> removed(static_cast<std::size_t>(classes.count()), false);
+    const auto carry_over = [&](const std::vector<int>& from, const std::vector<int>& to) {
+      for (std::size_t i = 0; i < to.size(); ++i) {
+        if (to[i] != ChannelClasses::none && from[i] != ChannelClasses::none &&
+            now_.removed[static_cast<std::size_t>(from[i])])
+          removed[static_cast<std::size_t>(to[i])] = true;
+      }
+    };
+    for (const auto& p : classes.products()) {
+      const auto& old = *of.at(g.nodes[p.node].name);
+      carry_over(old.out, p.out);
+      carry_over(old.in, p.in);
+    }
+    return classes.without(removed);
+  }
+
+  void find_blocks() {
+    if (!o_.blocks || o_.criterion != PruneCriterion::reconstruction) return;
+    for (ResidualBlock& b : residual_blocks(g_, shapes_)) {
+      Block block;
+      const Graph without = without_blocks(g_, {b.name}, shapes_);
+      std::set<std::string> left;
+      for (const Node& n : without.nodes) left.insert(n.name);
+      for (std::size_t l = 0; l < classes_.products().size(); ++l) {
+        if (!left.contains(g_.nodes[classes_.products()[l].node].name)) block.products.push_back(l);
+      }
+      block.residual = std::move(b);
+      if (!block.products.empty()) now_.blocks.push_back(std::move(block));
+    }
+    price_blocks();
+  }
+  // What each block that is left adds to the change of the answers, beside the blocks that are gone.
+  void price_blocks() {
+    std::vector<std::string> names = blocks_gone();
+    const double before = names.empty() ? 0 : change_of(without_blocks(g_, names, shapes_));
+    for (Block& b : now_.blocks) {
+      if (b.gone) continue;
+      names.push_back(b.residual.name);
+      b.cost = std::max(1e-9, change_of(without_blocks(g_, names, shapes_)) - before);
+      names.pop_back();
+    }
+  }
+  void remove_block(std::size_t i) {
+    Block& b = now_.blocks[i];
+    b.gone = true;
+    for (const std::size_t l : b.products) std::fill(now_.layers[l].gone.begin(), now_.layers[l].gone.end(), true);
+    // Channels that only the branch had.
+    std::vector<bool> needed(static_cast<std::size_t>(classes_.count()), false);
+    for (std::size_t l = 0; l < classes_.products().size(); ++l) {
+      if (std::find(b.products.begin(), b.products.end(), l) != b.products.end()) continue;
+      for (const auto* channels : {&classes_.products()[l].in, &classes_.products()[l].out}) {
+        for (const int c : *channels) {
+          if (c != ChannelClasses::none) needed[static_cast<std::size_t>(c)] = true;
+        }
+      }
+    }
+    for (std::size_t k = 0; k < now_.kinds.size(); ++k) {
+      std::erase_if(now_.kinds[k], [&](int c) { return !needed[static_cast<std::size_t>(c)]; });
+      for (const int c : now_.kinds[k]) now_.cost[c] = cost_of(c);
+      now_.groups[k] = next_group(k);
+      now_.savings[k] = -1;
+    }
+    for (Block& other : now_.blocks) other.saving = -1;
+    price_blocks();
+  }
 
   static Index sample_size(const Graph& g) {
     Index n = 1;
@@ -320,7 +479,7 @@ class Pruner {
     std::vector<Index> kept;
     const auto& c = classes_.of(v);
     for (std::size_t i = 0; i < c.size(); ++i) {
-      if (c[i] == ChannelClasses::none || !removed_[static_cast<std::size_t>(c[i])])
+      if (c[i] == ChannelClasses::none || !now_.removed[static_cast<std::size_t>(c[i])])
         kept.push_back(static_cast<Index>(i));
     }
     OFFRAMP_REQUIRE(static_cast<Index>(kept.size()) == expected, "channels of '" + g_[v].name + "' do not fit");
@@ -357,14 +516,24 @@ class Pruner {
     return a.selfadjointView<Eigen::Lower>().llt().solve(b);
   }
 
+  // What the whole network says of some samples.
+  void observe() {
+    part_ = samples_.first(static_cast<std::size_t>(
+        std::min<Index>(64, static_cast<Index>(samples_.size()) / sample_size(g_)) * sample_size(g_)));
+    watch_values(g_, o_.model, {output_called(g_, answer_)}, part_, o_.batch, [&](std::size_t, const TensorView& x) {
+      answers_.insert(answers_.end(), x.f32(), x.f32() + x.count());
+    });
+    for (const float x : answers_) answers_power_ += static_cast<double>(x) * static_cast<double>(x);
+  }
+
   // Moments of every product that reads a removable class.
   void gather() {
     const Index count = static_cast<Index>(samples_.size()) / sample_size(g_);
     const auto& products = classes_.products();
-    layers_.resize(products.size());
+    now_.layers.resize(products.size());
     for (std::size_t l = 0; l < products.size(); ++l) {
       const auto& p = products[l];
-      layers_[l].gone.assign(p.in.size(), false);
+      now_.layers[l].gone.assign(p.in.size(), false);
       if (p.depthwise) continue;
       const bool matters = std::any_of(p.in.begin(), p.in.end(),
                                        [&](int c) { return c != ChannelClasses::none && classes_.removable(c); });
@@ -375,7 +544,7 @@ class Pruner {
       const PatchReader reader(n, g_, in, out);
       std::mt19937_64 random(o_.seed + l);
       const Index each = std::max<Index>(1, o_.rows / std::max<Index>(1, count));
-      Layer& layer = layers_[l];
+      Layer& layer = now_.layers[l];
       watch_values(g_, o_.model, {n.inputs[0], n.outputs[0]}, samples_, o_.batch,
                    [&, x = std::vector<Tensor>(1)](std::size_t i, const TensorView& v) mutable {
                      if (i == 0) {
@@ -405,16 +574,8 @@ class Pruner {
   // Weighs each layer's relative error by what an error of that size does to the answers: its output is disturbed by
   // noise of a tenth of its power, and the answers' squared change is divided by that.
   void weigh() {
-    const auto part = samples_.first(static_cast<std::size_t>(
-        std::min<Index>(64, static_cast<Index>(samples_.size()) / sample_size(g_)) * sample_size(g_)));
-    const std::vector<ValueId> answer{g_.outputs.back()};
-    std::vector<float> plain;
-    watch_values(g_, o_.model, answer, part, o_.batch,
-                 [&](std::size_t, const TensorView& x) { plain.insert(plain.end(), x.f32(), x.f32() + x.count()); });
-    double power = 0;
-    for (const float x : plain) power += static_cast<double>(x) * static_cast<double>(x);
-    for (std::size_t l = 0; l < layers_.size(); ++l) {
-      Layer& layer = layers_[l];
+    for (std::size_t l = 0; l < now_.layers.size(); ++l) {
+      Layer& layer = now_.layers[l];
       if (layer.moments.rows == 0) continue;
       Graph noisy = g_;
       Node& n = noisy.nodes[classes_.products()[l].node];
@@ -431,14 +592,7 @@ class Pruner {
       if (!(error > 0) || !(layer.power > 0)) continue;
       w += std::sqrt(0.01 * layer.power / error) * e;
       set_weights(noisy, n, w);
-      std::vector<float> changed;
-      watch_values(noisy, o_.model, answer, part, o_.batch, [&](std::size_t, const TensorView& x) {
-        changed.insert(changed.end(), x.f32(), x.f32() + x.count());
-      });
-      double d = 0;
-      for (std::size_t i = 0; i < plain.size(); ++i)
-        d += static_cast<double>(plain[i] - changed[i]) * static_cast<double>(plain[i] - changed[i]);
-      layer.weight = std::max(1e-6, d / std::max(power, 1e-30) / 0.01);
+      layer.weight = std::max(1e-6, change_of(noisy) / 0.01);
     }
   }
 
@@ -446,7 +600,7 @@ class Pruner {
   double cost_of(int c) const {
     double all = 0;
     for (const auto& [l, channel] : members_[static_cast<std::size_t>(c)]) {
-      const Layer& layer = layers_[l];
+      const Layer& layer = now_.layers[l];
       if (layer.moments.rows == 0 || layer.gone[static_cast<std::size_t>(channel)]) continue;
       const Index taps = classes_.products()[l].taps;
       const Index at = channel * taps;
@@ -489,16 +643,9 @@ class Pruner {
   }
   double cost_of_group(const std::vector<int>& classes) const {
     double all = 0;
-    for (const int c : classes) all += cost_.at(c);
+    for (const int c : classes) all += now_.cost.at(c);
     return all;
   }
-  double product_flops_without(const std::vector<int>& classes) {
-    for (const int c : classes) removed_[static_cast<std::size_t>(c)] = true;
-    const double flops = product_flops(removed_);
-    for (const int c : classes) removed_[static_cast<std::size_t>(c)] = false;
-    return flops;
-  }
-
   // Channels that are read and computed by the same products are of one kind: they go in groups, the least useful
   // first.
   void group() {
@@ -513,53 +660,59 @@ class Pruner {
         if (reads || makes) key += std::to_string(l) + (reads ? "r" : "") + (makes ? "m" : "") + " ";
       }
       kinds[key].push_back(c);
-      cost_[c] = cost_of(c);
+      now_.cost[c] = cost_of(c);
     }
     for (auto& [key, classes] : kinds) {
-      kinds_.push_back(classes);
+      now_.kinds.push_back(classes);
       limits_.push_back(static_cast<std::size_t>(std::ceil(static_cast<double>(classes.size()) * (1 - o_.most_share))));
-      groups_.push_back(next_group(kinds_.size() - 1));
+      now_.groups.push_back(next_group(now_.kinds.size() - 1));
+      now_.savings.push_back(-1);
     }
   }
   std::vector<int> next_group(std::size_t kind) {
     std::vector<int> left;
-    for (const int c : kinds_[kind]) {
-      if (!removed_[static_cast<std::size_t>(c)]) left.push_back(c);
+    for (const int c : now_.kinds[kind]) {
+      if (!now_.removed[static_cast<std::size_t>(c)]) left.push_back(c);
     }
     // The first group leaves a multiple of the granularity.
     const auto step = static_cast<std::size_t>(std::max<Index>(1, o_.granularity));
     std::size_t take_away = left.size() % step == 0 ? step : left.size() % step;
     if (left.size() < take_away + std::max<std::size_t>(1, limits_[kind])) return {};
-    std::stable_sort(left.begin(), left.end(), [&](int a, int b) { return cost_[a] < cost_[b]; });
+    std::stable_sort(left.begin(), left.end(), [&](int a, int b) { return now_.cost[a] < now_.cost[b]; });
     left.resize(take_away);
     return left;
   }
   void regroup(std::size_t changed) {
     // Whoever shares a reader with what has gone costs something else now.
     std::set<std::size_t> touched;
-    for (const int c : groups_[changed]) {
+    for (const int c : now_.groups[changed]) {
       for (const auto& [l, channel] : members_[static_cast<std::size_t>(c)]) touched.insert(l);
     }
-    for (std::size_t k = 0; k < kinds_.size(); ++k) {
+    for (std::size_t k = 0; k < now_.kinds.size(); ++k) {
       bool affected = k == changed;
-      for (const int c : kinds_[k]) {
+      for (const int c : now_.kinds[k]) {
         for (const auto& [l, channel] : members_[static_cast<std::size_t>(c)])
           affected = affected || touched.contains(l);
         if (affected) break;
       }
       if (!affected) continue;
-      for (const int c : kinds_[k]) {
-        if (!removed_[static_cast<std::size_t>(c)]) cost_[c] = cost_of(c);
+      for (const int c : now_.kinds[k]) {
+        if (!now_.removed[static_cast<std::size_t>(c)]) now_.cost[c] = cost_of(c);
       }
-      groups_[k] = next_group(k);
+      now_.groups[k] = next_group(k);
+      now_.savings[k] = -1;
+    }
+    for (Block& b : now_.blocks) {
+      if (std::any_of(b.products.begin(), b.products.end(), [&](std::size_t l) { return touched.contains(l); }))
+        b.saving = -1;
     }
   }
 
   void remove(const std::vector<int>& classes) {
     for (const int c : classes) {
-      removed_[static_cast<std::size_t>(c)] = true;
+      now_.removed[static_cast<std::size_t>(c)] = true;
       for (const auto& [l, channel] : members_[static_cast<std::size_t>(c)])
-        eliminate(layers_[l], classes_.products()[l].taps, channel);
+        eliminate(now_.layers[l], classes_.products()[l].taps, channel);
     }
   }
   // Takes a channel out of a reader: its best weights for what is left, and the inverse that goes with them.
@@ -579,45 +732,117 @@ class Pruner {
   }
 
   const Graph& g_;
+  std::string answer_;
   std::span<const float> samples_;
   const PruneOptions& o_;
   Inference shapes_;
   ChannelClasses classes_;
-  std::vector<bool> removed_;
-  std::vector<Layer> layers_;                                        // of each product
+  // What is gone, and what the rest would cost.
+  struct State {
+    std::vector<bool> removed;  // of each class
+    std::vector<Layer> layers;  // of each product
+    std::map<int, double> cost;
+    std::vector<std::vector<int>> kinds, groups;
+    std::vector<double> savings;  // of each group; negative: not known
+    std::vector<Block> blocks;
+  } now_, start_;
   std::vector<std::vector<std::pair<std::size_t, Index>>> members_;  // of each class: readers and their channel
-  std::map<int, double> cost_;
-  std::vector<std::vector<int>> kinds_, groups_;
   std::vector<std::size_t> limits_;
+  std::span<const float> part_;  // the samples that tell what a change does to the answers
+  std::vector<float> answers_;
+  double answers_power_ = 0, other_flops_ = 0;
 };
+
+/// What is left of every convolution and product of a graph in a pruned form of it.
+inline std::vector<PrunedLayer> layers_left(const Graph& whole, const Graph& pruned) {
+  const auto outputs = [](const Graph& g, const Node& n) {
+    const Shape& w = g[n.inputs[1]].constant.shape();
+    return n.op == "Conv" || n.integer("transB", 0) != 0 ? w[0] : w[w.rank() - 1];
+  };
+  std::vector<PrunedLayer> layers;
+  for (const Node& n : whole.nodes) {
+    if (!ChannelClasses::is_product(n) || !has_constant_weights(whole, n)) continue;
+    PrunedLayer l{n.name, outputs(whole, n), 0};
+    for (const Node& m : pruned.nodes) {
+      if (m.name == n.name) l.kept = outputs(pruned, m);
+    }
+    layers.push_back(std::move(l));
+  }
+  return layers;
+}
 
 }  // namespace detail
 
 /// Prunes a network by inputs without labels: whole samples in NCHW order. Raises an Error where the budget cannot be
 /// met.
-inline PruneResult prune(const Model& model, std::span<const float> samples, const PruneOptions& options = {}) {
+inline PruneResult prune(
+    const Model& model, std::span<const float> samples, const PruneOptions& options = {},
+    const std::function<void(Index done, Index total)>& progress = [](Index, Index) {}) {
   OFFRAMP_REQUIRE(model.has_plan() && model.exit_count() > 0, "the network is no classifier with one float32 input");
-  OFFRAMP_REQUIRE(options.flops_share > 0 && options.flops_share < 1,
-                  "the share of FLOPs to remove must lie between 0 and 1");
+  OFFRAMP_REQUIRE(options.share > 0 && options.share < 1, "the share to remove must lie between 0 and 1");
   detail::check_samples(samples, model.sample_size());
   Graph g = simplified(model.graph(), options.model);
   detail::name_nodes(g);
-  const ValueId answer = *std::find_if(g.outputs.begin(), g.outputs.end(),
-                                       [&](ValueId v) { return g[v].name == model.exits().back().name; });
   PruneResult r;
   r.full_flops = static_cast<double>(model.full_cost().flops);
-  detail::Pruner pruner(g, samples, options);
-  const std::vector<bool> nothing(static_cast<std::size_t>(pruner.classes().count()), false);
-  const double products = pruner.product_flops(nothing);
-  OFFRAMP_REQUIRE(pruner.choose(products - options.flops_share * r.full_flops),
-                  "the network cannot lose " + std::to_string(100 * options.flops_share) +
-                      " % of its FLOPs and keep a quarter of each layer");
-  r.graph = pruner.fitted();
-  r.layers = pruner.layers();
-  const auto expected = detail::answers_of(g, answer, options.model, samples, options.batch);
-  const ValueId small_answer = *std::find_if(r.graph.outputs.begin(), r.graph.outputs.end(),
-                                             [&](ValueId v) { return r.graph[v].name == model.exits().back().name; });
-  const auto answers = detail::answers_of(r.graph, small_answer, options.model, samples, options.batch);
+  const Index size = model.sample_size(), count = static_cast<Index>(samples.size()) / size;
+  const auto fit = samples.first(static_cast<std::size_t>(std::min(count, options.fit_samples) * size));
+  const std::string& name = model.exits().back().name;
+  const ValueId answer = detail::output_called(g, name);
+  const bool learns = options.distil.epochs > 0, by_latency = options.objective == Objective::latency;
+  const auto price_of = [&](const Graph& of) {
+    const Model m(of, options.model);
+    return by_latency ? detail::milliseconds_of(m) : static_cast<double>(m.full_cost().flops);
+  };
+  const auto learned = [&](const Graph& from, Index epochs) {
+    fit::DistilOptions o = options.distil;
+    o.epochs = epochs;
+    return fit::distil(from, detail::output_called(from, name), g, answer, samples, options.model, o, progress);
+  };
+  const double full = price_of(g);
+  r.graph = g;
+  // With training between them, several small cuts lose less than a large one.
+  const int rounds = learns ? 2 : 1;
+  for (int round = 1; round <= rounds; ++round) {
+    const Graph before = std::move(r.graph);
+    detail::Pruner pruner(before, name, fit, options);
+    pruner.prepare();
+    // What a block is worth once the rest has been fitted cannot be told ahead: several weights are tried.
+    std::vector<std::pair<std::vector<bool>, std::vector<std::string>>> seen;
+    std::vector<std::string> blocks;
+    double least = std::numeric_limits<double>::infinity();
+    for (const double weight : {1.0, 0.1, 0.03, 0.01}) {
+      if (!pruner.choose(weight, full * (1 - options.share * round / rounds)) ||
+          std::find(seen.begin(), seen.end(), pruner.chosen()) != seen.end())
+        continue;
+      seen.push_back(pruner.chosen());
+      Graph fitted = pruner.fitted();
+      double loss = 0;
+      if (learns) {
+        fit::DistilResult once = learned(fitted, 1);
+        loss = std::min(once.before, once.after);
+        fitted = std::move(once.graph);
+      } else {
+        loss = pruner.change_of(fitted);
+      }
+      if (loss >= least) continue;
+      least = loss;
+      r.graph = std::move(fitted);
+      blocks = pruner.blocks_gone();
+    }
+    OFFRAMP_REQUIRE(!seen.empty(), "the network cannot lose " + std::to_string(100 * options.share) + " % of its " +
+                                       (by_latency ? "latency" : "FLOPs") + " and keep a part of each layer");
+    r.blocks.insert(r.blocks.end(), blocks.begin(), blocks.end());
+  }
+  if (learns) r.graph = learned(r.graph, options.distil.epochs).graph;
+  r.layers = detail::layers_left(g, r.graph);
+  if (by_latency) {
+    r.full_ms = full;
+    r.ms = price_of(r.graph);
+  }
+  const auto expected = detail::answers_of(g, answer, options.model, fit, options.batch);
+  const auto answers =
+      detail::answers_of(r.graph, detail::output_called(r.graph, name), options.model, fit, options.batch);
   Index same = 0;
   for (std::size_t i = 0; i < answers.size(); ++i) same += answers[i] == expected[i];
   r.samples = static_cast<Index>(answers.size());

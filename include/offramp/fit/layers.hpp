@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "offramp/exit/head.hpp"
+#include "offramp/fit/distillation.hpp"
 #include "offramp/kernel/dispatch.hpp"
 #include "offramp/kernel/pack.hpp"
 
@@ -30,16 +31,6 @@ struct Map {
   void resize(Index samples, Index h, Index w, Index c) {
     n = samples, height = h, width = w, channels = c;
     values.resize(static_cast<std::size_t>(rows() * channels));
-  }
-};
-
-/// Trainable numbers, their gradient, and what the optimiser remembers of it.
-struct Parameter {
-  std::vector<float> value, gradient, first_moment, second_moment;
-  bool decays = false;
-
-  void resize(Index n) {
-    for (auto* v : {&value, &gradient, &first_moment, &second_moment}) v->assign(static_cast<std::size_t>(n), 0.0f);
   }
 };
 

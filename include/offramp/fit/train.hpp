@@ -120,6 +120,43 @@ class Backbone {
   Shape shape_;
 };
 
+/// Counts the full network's answers to the first samples, at most 1,000, and finds out how they may be changed:
+/// mirrored only where the network is blind to mirrors.
+inline Augmentation look_at_answers(const Backbone& backbone, std::span<const float> samples, Index step,
+                                    std::vector<Index>& answers) {
+  Augmentation a = backbone.augmentation();
+  const Index size = backbone.sample_size(), classes = backbone.classes();
+  const Index n = std::min<Index>(static_cast<Index>(samples.size()) / size, 1000);
+  answers.assign(static_cast<std::size_t>(classes), 0);
+  std::vector<Map> maps;
+  std::vector<float> scores, mirrored;
+  Index same = 0;
+  const auto label = [&](const std::vector<float>& of, Index i) {
+    const float* row = of.data() + i * classes;
+    return std::max_element(row, row + classes) - row;
+  };
+  for (Index first = 0; first < n; first += step) {
+    const Index count = std::min(step, n - first);
+    std::vector<float> x(samples.begin() + static_cast<std::ptrdiff_t>(first * size),
+                         samples.begin() + static_cast<std::ptrdiff_t>((first + count) * size));
+    backbone.run(x, count, maps, scores);
+    for (Index i = 0; i < count; ++i) ++answers[static_cast<std::size_t>(label(scores, i))];
+    if (a.height == 0) continue;
+    for (Index i = 0; i < count; ++i)
+      mirror_image(std::span(x).subspan(static_cast<std::size_t>(i * size), static_cast<std::size_t>(size)), a.width);
+    backbone.run(x, count, maps, mirrored);
+    for (Index i = 0; i < count; ++i) same += label(scores, i) == label(mirrored, i);
+  }
+  a.mirror = a.height > 0 && 10 * same >= 9 * n;
+  return a;
+}
+
+/// The learning rate of step `done` of `total`: a short warm-up, then half a cosine down to zero.
+inline float rate_at(float rate, Index done, Index total) noexcept {
+  const float at = static_cast<float>(done) / static_cast<float>(total), warm = std::min(1.0f, at / 0.03f + 0.05f);
+  return rate * warm * 0.5f * (1 + std::cos(3.14159265f * at));
+}
+
 /// A head at a place of a backbone.
 struct PlacedHead {
   std::size_t place = 0;
@@ -221,8 +258,7 @@ void train_heads(const Backbone& backbone, std::vector<PlacedHead>& heads, const
       }
       run(batch, n, true);
       const auto weights = reach(n);
-      const float at = static_cast<float>(done) / static_cast<float>(total), warm = std::min(1.0f, at / 0.03f + 0.05f);
-      const float rate = options.rate * warm * 0.5f * (1 + std::cos(3.14159265f * at));
+      const float rate = rate_at(options.rate, done, total);
       parallel(backbone.pool(), static_cast<Index>(heads.size()), [&](Index h) {
         const auto u = static_cast<std::size_t>(h);
         if (stale[u] < options.patience) heads[u].head->learn(maps[heads[u].place], targets, weights[u], rate);

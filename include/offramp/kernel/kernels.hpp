@@ -147,6 +147,8 @@ struct Kernels {
   /// d = factor (d - sum - normalised dot), column by column.
   void (*batch_norm_gradient)(const float* normalised, float* d, Index rows, Index n, const float* factor,
                               const float* sum, const float* dot) noexcept;
+  /// d_in[i] += d_out[i] where in[i] is above 0.
+  void (*relu_gradient)(const float* in, const float* d_out, float* d_in, Index n) noexcept;
   /// The sum of n floats, in lanes.
   float (*sum)(const float* in, Index n) noexcept;
   /// `rounds` times 12 independent vector multiply-adds in registers, lanes * 24 FLOPs a round: the peak that speeds
