@@ -223,7 +223,7 @@ struct CacheCommand {
   double confidence = 0.9;
   std::string objective = "flops";
   bool labels = false, per_class = false, plain = false, read_earlier = false;
-  std::uint64_t seed = 0;
+  std::uint64_t seed = 0, split_seed = 0;
   int threads = 2, epochs = 0;
 };
 
@@ -246,6 +246,7 @@ int cache(const Common& c, const CacheCommand& o) {
   options.model = c.options();
   options.seed = o.seed;
   options.threads = o.threads;
+  options.split_seed = o.split_seed;
   options.objective = o.objective == "latency" ? offramp::Objective::latency : offramp::Objective::flops;
   options.certificate.delta = 1 - o.confidence;
   options.certificate.per_class = o.per_class;
@@ -438,7 +439,9 @@ int main(int argc, char** argv) {
   cache_command->add_flag("--no-augmentation", k.plain, "train on the images as they are");
   cache_command->add_option("--epochs", k.epochs, "passes over the data, in each of the two trainings")
       ->check(CLI::Range(1, 10000));
-  cache_command->add_option("--seed", k.seed, "of everything random")->capture_default_str();
+  cache_command->add_option("--seed", k.seed, "of training")->capture_default_str();
+  cache_command->add_option("--split-seed", k.split_seed, "draws which samples train, choose and certify")
+      ->capture_default_str();
   cache_command->add_option("--threads", k.threads, "threads at work")
       ->check(CLI::Range(1, 256))
       ->capture_default_str();

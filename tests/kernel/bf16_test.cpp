@@ -7,8 +7,10 @@
 #include <vector>
 
 #include "graphs.hpp"
+#include "offramp/core/executor.hpp"
 #include "offramp/graph/model.hpp"
 #include "offramp/kernel/dispatch.hpp"
+#include "offramp/kernel/split.hpp"
 #include "reference.hpp"
 
 namespace offramp::kernel {
@@ -57,6 +59,32 @@ TEST(Bf16, GemmEqualsPlainLoops) {
           }
         }
       }
+    }
+  }
+}
+
+// Rows or columns shared by threads give the same numbers.
+TEST(Bf16, SplitProductsAreTheSame) {
+  ThreadPool pool(3);
+  for (const Isa isa : available_isas()) {
+    const Bf16Kernels* k = kernels_for(isa).bf16;
+    if (!k) continue;
+    for (const auto& [m, n] : {std::pair<Index, Index>{301, 70}, {9, 1000}}) {
+      const Index run = 64;
+      const auto x = test::random_floats(m * run, 1), w = test::random_floats(run * n, 2),
+                 bias = test::random_floats(padded_columns(n), 3), r = test::random_floats(m * n, 4);
+      std::vector<std::uint16_t> a(static_cast<std::size_t>((m + 32) * run + 64), 0),
+          b(static_cast<std::size_t>(bf16_packed_size(1, run, n)));
+      k->convert(x.data(), a.data(), m * run);
+      bf16_pack(w.data(), n, 1, 1, run, n, 1.0f, b.data());
+      std::vector<float> alone(static_cast<std::size_t>(m * n)), shared(alone);
+      Bf16Gemm g;
+      g.m = m, g.n = n, g.run = run, g.a = a.data(), g.lda = run, g.b = b.data();
+      g.bias = bias.data(), g.residual = r.data(), g.ldr = n, g.c = alone.data(), g.ldc = n;
+      k->gemm(g);
+      g.c = shared.data();
+      bf16_gemm(g, kernels_for(isa), ExecutorRef(pool));
+      EXPECT_EQ(alone, shared) << name_of(isa) << " " << m << "x" << n;
     }
   }
 }

@@ -8,7 +8,9 @@
 #include <random>
 #include <vector>
 
+#include "offramp/core/executor.hpp"
 #include "offramp/kernel/dispatch.hpp"
+#include "offramp/kernel/split.hpp"
 
 namespace offramp::kernel {
 namespace {
@@ -121,6 +123,42 @@ TEST_P(EveryIntegerIsa, GemmEqualsPlainLoops) {
           }
         }
       }
+    }
+  }
+}
+
+// Rows or columns shared by threads give the same bytes.
+TEST_P(EveryIntegerIsa, SplitProductsAreTheSame) {
+  ThreadPool pool(3);
+  for (const auto& [m, n] : {std::pair<Index, Index>{301, 70}, {9, 1000}}) {
+    const Index run = 64;
+    const auto a = random_bytes<std::uint8_t>(m * run, 1);
+    const auto b = random_bytes<std::int8_t>(run * n, 2);
+    std::vector<std::int8_t> packed(static_cast<std::size_t>(integer_packed_size(1, run, n)));
+    integer_pack(b.data(), 1, run, n, packed.data());
+    const std::vector<std::int32_t> bias(static_cast<std::size_t>((n + 15) / 16 * 16), 11);
+    const auto scale = scales(n, 3);
+    const auto residual = random_bytes<std::uint8_t>(m * n, 4);
+    IntegerGemm g;
+    g.m = m, g.n = n, g.run = run, g.a = a.data(), g.lda = run;
+    g.b = packed.data(), g.bias = bias.data(), g.ldc = n;
+    g.output.scale = scale.data();
+    for (const bool stores_real : {false, true}) {
+      g.output.stores_real = stores_real;
+      g.output.low = -100, g.output.high = 100, g.output.zero = stores_real ? 0 : 120;
+      if (!stores_real) {
+        g.output.residual = residual.data(), g.output.ldr = n;
+        g.output.y_scale = 0.75f, g.output.residual_scale = 0.5f, g.output.residual_zero = 128;
+        g.output.sum_low = -100, g.output.sum_high = 90;
+      } else {
+        g.output.residual = nullptr;
+      }
+      std::vector<std::uint8_t> alone(static_cast<std::size_t>(m * n * 4), 1), shared(alone);
+      g.c = alone.data();
+      k.gemm(g);
+      g.c = shared.data();
+      integer_gemm(g, kernels_for(GetParam()), ExecutorRef(pool));
+      EXPECT_EQ(alone, shared) << m << "x" << n;
     }
   }
 }

@@ -44,7 +44,10 @@ struct CacheOptions {
   double fit_share = 0.5;     ///< of the samples, to train on; a tenth of them is held out
   double select_share = 0.2;  ///< to choose heads, policy and thresholds; the rest certifies
   double largest_head = 0.3;  ///< of what is behind it, that a head may cost
-  std::uint64_t seed = 0;
+  std::uint64_t seed = 0;     ///< of training
+  /// Draws which samples train, choose and certify; apart from `seed`, so that trying another seed never moves a sample
+  /// that certified into training.
+  std::uint64_t split_seed = 0;
   int threads = 1;
 
   CacheOptions() {
@@ -244,7 +247,7 @@ class Cacher {
                         " classes, found " + std::to_string(apart ? std::min(n, m) : n));
     require_finite(data.samples, size_, "data");
     require_finite(data.calibration, size_, "calibration data");
-    std::mt19937_64 random(options_.seed);
+    std::mt19937_64 random(options_.split_seed);
     const auto shuffled = [&](Index count) {
       std::vector<Index> order(static_cast<std::size_t>(count));
       std::iota(order.begin(), order.end(), Index{0});
