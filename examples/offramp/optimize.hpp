@@ -98,7 +98,8 @@ class Optimizer {
       for (const auto& v : versions_) quantize(v, quantized);
     }
     if (uses("prune")) {
-      for (const double share : o_.remove) prune(versions_.back(), share, pruned);
+      // Of several versions the cheapest, which answers most.
+      for (const double share : o_.remove) prune(versions_.front(), share, pruned);
       if (uses("int8")) {
         const auto fp32 = pruned;
         for (const auto& v : fp32) quantize(v, pruned);
