@@ -293,7 +293,7 @@ class Pruner {
     for (std::size_t i = 0; i < g_.nodes.size(); ++i) whole[g_.nodes[i].name] = i;
     const Inference shapes = infer_batch(small, o_.model, 2);
     const Index count = static_cast<Index>(samples_.size()) / sample_size(g_);
-    bool changed = false;
+    bool changed = !blocks_gone().empty();
     for (std::size_t i = 0; i < small.nodes.size(); ++i) {
       Node& n = small.nodes[i];
       if (!ChannelClasses::is_product(n) || !has_constant_weights(small, n) || n.integer("group", 1) != 1 ||
@@ -789,7 +789,10 @@ inline PruneResult prune(
   const auto fit = samples.first(static_cast<std::size_t>(std::min(count, options.fit_samples) * size));
   const std::string& name = model.exits().back().name;
   const ValueId answer = detail::output_called(g, name);
-  const bool learns = options.distil.epochs > 0, by_latency = options.objective == Objective::latency;
+  const bool learns = options.distil.epochs > 0;
+  OFFRAMP_REQUIRE(!learns || model.exit_count() == 1,
+                  "exits do not learn with the network that they stand on: prune it before it gets them");
+  const bool by_latency = options.objective == Objective::latency;
   const auto price_of = [&](const Graph& of) {
     const Model m(of, options.model);
     return by_latency ? detail::milliseconds_of(m) : static_cast<double>(m.full_cost().flops);
