@@ -100,8 +100,7 @@ class ThreadPool {
     context_.store(context, std::memory_order_relaxed);
     done_.store(0, std::memory_order_relaxed);
     const std::uint64_t epoch = (ticket_.load(std::memory_order_relaxed) >> 32) + 1;
-    parts_.store(parts, std::memory_order_relaxed);
-    ticket_.store(epoch << 32, std::memory_order_seq_cst);
+    ticket_.store(epoch << 32 | static_cast<std::uint64_t>(parts) << 16, std::memory_order_seq_cst);
     if (asleep_.load(std::memory_order_seq_cst) > 0) ticket_.notify_all();
     take_parts(epoch);
     while (done_.load(std::memory_order_acquire) != parts) pause();
@@ -109,7 +108,7 @@ class ThreadPool {
   }
 
  private:
-  static constexpr Index most_parts = Index{1} << 30;
+  static constexpr Index most_parts = 0xffff;
   static constexpr int spins = 4000;  // about 50 to 100 microseconds before a worker sleeps
 
   static void pause() noexcept {
@@ -118,13 +117,14 @@ class ThreadPool {
 #endif
   }
 
-  // Parts of this epoch, until none is left. Whoever takes a part keeps the epoch from ending, so that the task that
-  // was read before still stands.
+  // Parts of this epoch, until none is left. How many there are stands in the ticket itself: beside it, a worker could
+  // meet the number of the next epoch before that has begun. Whoever takes a part keeps the epoch from ending, so that
+  // the task that was read before still stands.
   void take_parts(std::uint64_t epoch) noexcept {
     std::uint64_t t = ticket_.load(std::memory_order_acquire);
     while (t >> 32 == epoch) {
-      const auto i = static_cast<Index>(t & 0xffffffffU);
-      if (i >= parts_.load(std::memory_order_relaxed)) return;
+      const auto i = static_cast<Index>(t & 0xffffU);
+      if (i >= static_cast<Index>(t >> 16 & 0xffffU)) return;
       const Task task = task_.load(std::memory_order_relaxed);
       void* context = context_.load(std::memory_order_relaxed);
       if (!ticket_.compare_exchange_weak(t, t + 1, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
@@ -157,8 +157,7 @@ class ThreadPool {
   std::vector<std::thread> workers_;
   std::atomic<bool> stop_{false}, busy_{false};
   std::atomic<int> asleep_{0};
-  alignas(64) std::atomic<std::uint64_t> ticket_{0};  // the epoch, and the next part
-  std::atomic<Index> parts_{0};
+  alignas(64) std::atomic<std::uint64_t> ticket_{0};  // 32 bits the epoch, 16 its parts, 16 the next of them
   std::atomic<Task> task_{nullptr};
   std::atomic<void*> context_{nullptr};
   alignas(64) std::atomic<Index> done_{0};
