@@ -22,6 +22,11 @@ inline Index peak_memory() {
   return static_cast<Index>(u.ru_maxrss) * 1024;
 }
 
+/// `flops` or `latency`, as the options check.
+inline offramp::Objective objective_called(const std::string& name) {
+  return name == "latency" ? offramp::Objective::latency : offramp::Objective::flops;
+}
+
 /// Shows one bar after the other on the terminal.
 inline offramp::CacheProgress cache_progress() {
   auto bar = std::make_shared<std::unique_ptr<Progress>>();

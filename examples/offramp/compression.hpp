@@ -61,7 +61,7 @@ inline offramp::PruneOptions prune_options(const CompressCommand& o, const offra
   p.criterion = o.criterion == "weight-norm"         ? offramp::PruneCriterion::weight_norm
                 : o.criterion == "activation-energy" ? offramp::PruneCriterion::activation_energy
                                                      : offramp::PruneCriterion::reconstruction;
-  p.objective = o.objective == "latency" ? offramp::Objective::latency : offramp::Objective::flops;
+  p.objective = objective_called(o.objective);
   p.refit = !o.no_refit;
   p.blocks = !o.no_blocks;
   p.granularity = o.granularity;

@@ -247,7 +247,7 @@ int cache(const Common& c, const CacheCommand& o) {
   options.seed = o.seed;
   options.threads = o.threads;
   options.split_seed = o.split_seed;
-  options.objective = o.objective == "latency" ? offramp::Objective::latency : offramp::Objective::flops;
+  options.objective = objective_called(o.objective);
   options.certificate.delta = 1 - o.confidence;
   options.certificate.per_class = o.per_class;
   options.budget = o.budget;

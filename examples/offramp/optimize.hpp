@@ -279,7 +279,7 @@ class Optimizer {
       p.model = options_;
       p.share = share / 100;
       p.fit_samples = 2 * o_.samples;
-      p.objective = o_.objective == "latency" ? offramp::Objective::latency : offramp::Objective::flops;
+      p.objective = objective_called(o_.objective);
       p.distil.epochs = o_.distil;
       p.distil.threads = o_.threads;
       p.distil.seed = p.seed = o_.seed;
@@ -305,7 +305,7 @@ class Optimizer {
       c.threads = o_.threads;
       c.certificate = {target_.risk, target_.epsilon, 1 - o_.confidence, false};
       c.certify = false;  // the form that is chosen is certified, on samples of its own
-      c.objective = o_.objective == "latency" ? offramp::Objective::latency : offramp::Objective::flops;
+      c.objective = objective_called(o_.objective);
       offramp::CacheData d;
       d.samples = data_.samples;
       d.calibration = select_.samples;

@@ -302,8 +302,9 @@ class Cacher {
     if (places_.empty()) return "no single tensor carries all information onward anywhere before the end";
     const fit::Backbone backbone(graph_, answer_, places_, classes_, options_.model, pool_, options_.explore.batch);
     std::vector<Index> answers(static_cast<std::size_t>(classes_), 0);
-    fit::Augmentation augmentation = fit::look_at_answers(backbone, fit_, options_.explore.batch, answers);
-    if (!options_.augment) augmentation = {};
+    const fit::Augmentation augmentation =
+        fit::look_at_answers(backbone, fit_, options_.explore.batch,
+                             options_.augment ? backbone.augmentation() : fit::Augmentation{}, answers);
     if (std::count_if(answers.begin(), answers.end(), [](Index n) { return n > 0; }) < 2)
       return "the full network gives the same answer to every sample";
 

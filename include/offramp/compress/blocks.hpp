@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <map>
 #include <set>
 #include <string>
 #include <utility>
@@ -70,9 +71,10 @@ inline Graph without_blocks(Graph g, const std::vector<std::string>& names, cons
     if (std::find(names.begin(), names.end(), b.name) == names.end()) continue;
     g.replace_uses(b.sum, b.shortcut);
   }
+  const std::vector<int> producer = g.producers();
   for (Node& n : g.nodes) {
     if (n.op != "Relu" || g.is_output(n.outputs[0])) continue;
-    const int before = g.producers()[static_cast<std::size_t>(n.inputs[0])];
+    const int before = producer[static_cast<std::size_t>(n.inputs[0])];
     if (before >= 0 && g.nodes[static_cast<std::size_t>(before)].op == "Relu")
       g.replace_uses(n.outputs[0], n.inputs[0]);
   }

@@ -367,18 +367,15 @@ class Pruner {
     });
   }
   double product_flops() const {
-    double all = 0;
-    for (const auto& p : classes_.products()) {
-      all += 2 * static_cast<double>(p.taps * p.pixels * left_of(p.out)) *
+    const auto flops_of = [&](const ChannelClasses::Product& p) {
+      return 2 * static_cast<double>(p.taps * p.pixels * left_of(p.out)) *
              (p.depthwise ? 1 : static_cast<double>(left_of(p.in)));
-    }
+    };
+    double all = 0;
+    for (const auto& p : classes_.products()) all += flops_of(p);
     for (const Block& b : now_.blocks) {
-      for (const std::size_t l : b.products) {
-        const auto& p = classes_.products()[l];
-        if (b.gone)
-          all -= 2 * static_cast<double>(p.taps * p.pixels * left_of(p.out)) *
-                 (p.depthwise ? 1 : static_cast<double>(left_of(p.in)));
-      }
+      if (!b.gone) continue;
+      for (const std::size_t l : b.products) all -= flops_of(classes_.products()[l]);
     }
     return all;
   }

@@ -67,7 +67,7 @@ DistilResult distil(const Graph& student, ValueId answer, const Graph& teacher, 
   Augmentation augmentation;
   if (options.augment) {
     // All weights learn, so there is more to overfit than in a head: every sample is changed, and further.
-    augmentation = look_at_answers(backbone, samples, options.batch, unused);
+    augmentation = look_at_answers(backbone, samples, options.batch, backbone.augmentation(), unused);
     augmentation.share = 1;
     augmentation.shift += augmentation.shift / 2;
   }

@@ -24,6 +24,7 @@
 #include "offramp/fit/head.hpp"
 #include "offramp/graph/model.hpp"
 #include "offramp/graph/places.hpp"
+#include "offramp/policy/policy.hpp"
 
 namespace offramp::fit {
 
@@ -121,10 +122,9 @@ class Backbone {
 };
 
 /// Counts the full network's answers to the first samples, at most 1,000, and finds out how they may be changed:
-/// mirrored only where the network is blind to mirrors.
+/// as `a` says, and mirrored only where the network is blind to mirrors.
 inline Augmentation look_at_answers(const Backbone& backbone, std::span<const float> samples, Index step,
-                                    std::vector<Index>& answers) {
-  Augmentation a = backbone.augmentation();
+                                    Augmentation a, std::vector<Index>& answers) {
   const Index size = backbone.sample_size(), classes = backbone.classes();
   const Index n = std::min<Index>(static_cast<Index>(samples.size()) / size, 1000);
   answers.assign(static_cast<std::size_t>(classes), 0);
@@ -132,8 +132,8 @@ inline Augmentation look_at_answers(const Backbone& backbone, std::span<const fl
   std::vector<float> scores, mirrored;
   Index same = 0;
   const auto label = [&](const std::vector<float>& of, Index i) {
-    const float* row = of.data() + i * classes;
-    return std::max_element(row, row + classes) - row;
+    return ExitContext::label_of(
+        std::span(of).subspan(static_cast<std::size_t>(i * classes), static_cast<std::size_t>(classes)));
   };
   for (Index first = 0; first < n; first += step) {
     const Index count = std::min(step, n - first);

@@ -42,13 +42,9 @@ void take_rows(G& g, Range r) noexcept {
   }
 }
 
-inline Gemm rows_of(Gemm g, Range r) noexcept {
-  take_rows(g, r);
-  if (g.residual) g.residual += r.first * g.ldr;
-  g.c += r.first * g.ldc;
-  return g;
-}
-inline Bf16Gemm rows_of(Bf16Gemm g, Range r) noexcept {
+/// These rows of C.
+template <class G>
+G rows_of(G g, Range r) noexcept {
   take_rows(g, r);
   if (g.residual) g.residual += r.first * g.ldr;
   g.c += r.first * g.ldc;
@@ -62,18 +58,22 @@ inline IntegerGemm rows_of(IntegerGemm g, Range r) noexcept {
   return g;
 }
 
-/// These columns of C; `first` is a multiple of 16.
-inline Gemm columns_of(Gemm g, Range r) noexcept {
-  g.n = r.last - r.first;
-  g.b += r.first * g.taps * g.run;
-  if (g.bias) g.bias += r.first;
-  if (g.residual) g.residual += r.first;
-  g.c += r.first;
-  return g;
+/// Elements of B for each tap and column: runs are packed in pairs of halves and fours of bytes.
+constexpr Index packed_run(const Gemm& g) noexcept {
+  return g.run;
 }
-inline Bf16Gemm columns_of(Bf16Gemm g, Range r) noexcept {
+constexpr Index packed_run(const Bf16Gemm& g) noexcept {
+  return (g.run + 1) / 2 * 2;
+}
+constexpr Index packed_run(const IntegerGemm& g) noexcept {
+  return (g.run + 3) / 4 * 4;
+}
+
+/// These columns of C; `first` is a multiple of 16.
+template <class G>
+G columns_of(G g, Range r) noexcept {
   g.n = r.last - r.first;
-  g.b += r.first * g.taps * ((g.run + 1) / 2 * 2);
+  g.b += r.first * g.taps * packed_run(g);
   if (g.bias) g.bias += r.first;
   if (g.residual) g.residual += r.first;
   g.c += r.first;
@@ -81,7 +81,7 @@ inline Bf16Gemm columns_of(Bf16Gemm g, Range r) noexcept {
 }
 inline IntegerGemm columns_of(IntegerGemm g, Range r) noexcept {
   g.n = r.last - r.first;
-  g.b += r.first * g.taps * ((g.run + 3) / 4 * 4);
+  g.b += r.first * g.taps * packed_run(g);
   g.bias += r.first;
   g.output.scale += r.first;
   if (g.output.residual) g.output.residual = static_cast<const std::uint8_t*>(g.output.residual) + r.first;
