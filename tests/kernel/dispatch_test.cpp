@@ -104,6 +104,44 @@ TEST_P(EveryIsa, GemmWritesNothingOutside) {
   }
 }
 
+// Each number of rows that a strip can have, panels of one to four blocks, and nothing written behind the rows.
+TEST_P(EveryIsa, BlockedGemmEqualsGemm) {
+  unsigned seed = 1;
+  for (Index m = 1; m < 53; ++m) {
+    for (const Index n : {16, 21, 48, 64, 80, 112}) {
+      const Index depth = m % 3 == 0   ? 16
+                          : m % 3 == 1 ? 35
+                                       : 64,
+                  rows = std::max(m, BlockedGemm::least_rows), blocks = padded_columns(n) / column_block,
+                  a_block = rows * column_block, c_block = rows * column_block + 32;
+      const auto a = test::random_floats(m * depth, ++seed), b = test::random_floats(depth * n, ++seed);
+      const auto p = packed(b, depth, n);
+      std::vector<float> plain(static_cast<std::size_t>(m * n)),
+          in(static_cast<std::size_t>(padded_columns(depth) / column_block * a_block)),
+          c(static_cast<std::size_t>(blocks * c_block), 42.0f);
+      Gemm g;
+      g.m = m, g.n = n, g.run = depth, g.a = a.data(), g.lda = depth, g.b = p.data(), g.c = plain.data(), g.ldc = n;
+      k.gemm(g);
+      const auto at = [&](Index i, Index j, Index block) {
+        return static_cast<std::size_t>(j / column_block * block + i * column_block + j % column_block);
+      };
+      for (Index i = 0; i < m; ++i)
+        for (Index j = 0; j < depth; ++j) in[at(i, j, a_block)] = a[static_cast<std::size_t>(i * depth + j)];
+      BlockedGemm blocked;
+      blocked.m = m, blocked.n = n, blocked.k = depth;
+      blocked.a = in.data(), blocked.a_block = a_block, blocked.b = p.data(), blocked.c = c.data(),
+      blocked.c_block = c_block;
+      k.blocked_gemm(blocked);
+      for (Index i = 0; i < m; ++i)
+        for (Index j = 0; j < n; ++j)
+          ASSERT_EQ(c[at(i, j, c_block)], plain[static_cast<std::size_t>(i * n + j)]) << m << "x" << n << "x" << depth;
+      for (Index block = 0; block < blocks; ++block)
+        for (Index i = rows * column_block; i < c_block; ++i)
+          ASSERT_EQ(c[static_cast<std::size_t>(block * c_block + i)], 42.0f) << m << "x" << n;
+    }
+  }
+}
+
 TEST_P(EveryIsa, GemmReadsIndirectRowsAndZeros) {
   const Index m = 20, n = 18, taps = 3, run = 5;
   const auto a = test::random_floats(200, 1), b = test::random_floats(taps * run * n, 2);

@@ -2,6 +2,10 @@
 /// Tensors: `TensorView` looks at elements that somebody else owns, `Tensor` owns them.
 #pragma once
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 #include <cstring>
 #include <memory>
 #include <new>
@@ -17,10 +21,16 @@ namespace offramp {
 /// Alignment of every buffer of the library: a cache line, and the widest vector.
 inline constexpr std::size_t alignment = 64;
 
-/// Memory aligned to `alignment`, shared between the tensors that copied it.
+/// Memory aligned to `alignment`, shared between the tensors that copied it. Large buffers ask for large pages where
+/// the system has them: a product reads weights as several streams, each of which needs its own page's address.
 inline std::shared_ptr<std::byte> allocate_aligned(std::size_t bytes) {
-  auto* p = static_cast<std::byte*>(::operator new (bytes == 0 ? 1 : bytes, std::align_val_t{alignment}));
-  return {p, [](std::byte* q) { ::operator delete (q, std::align_val_t{alignment}); }};
+  constexpr std::size_t large_page = std::size_t{1} << 21;
+  const std::align_val_t at{bytes < large_page ? alignment : large_page};
+  auto* p = static_cast<std::byte*>(::operator new(bytes == 0 ? 1 : bytes, at));
+#ifdef __linux__
+  if (bytes >= large_page) ::madvise(p, bytes, MADV_HUGEPAGE);  // a wish: without it all works as well
+#endif
+  return {p, [at](std::byte* q) { ::operator delete(q, at); }};
 }
 
 /// Type, shape and address of elements in row-major order. `data` is null where only type and shape are known.

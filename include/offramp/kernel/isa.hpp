@@ -73,6 +73,16 @@ inline Isa best_isa() noexcept {
 #endif
 }
 
+/// Multiply-adds of floats that a core starts in a cycle, by the vectors' lanes: what the cost models reckon with.
+/// AMD's Zen 4 does a vector of 16 in two halves.
+inline double multiply_adds_per_cycle(std::int64_t lanes) noexcept {
+#if OFFRAMP_X86_TARGETS
+  if (lanes == 16) return __builtin_cpu_is("amd") ? 16 : 32;
+  if (lanes == 8) return 16;
+#endif
+  return lanes < 8 ? 6 : static_cast<double>(2 * lanes);
+}
+
 /// The instruction sets that can be used here, slowest first.
 inline std::span<const Isa> available_isas() noexcept {
   static constexpr std::array all{Isa::baseline, Isa::avx2, Isa::avx512, Isa::avx512_vnni, Isa::avx512_bf16, Isa::amx};

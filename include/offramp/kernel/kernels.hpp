@@ -62,6 +62,18 @@ struct Gemm {
   bool columns_outside = false;  ///< keep a panel of B in cache and walk the rows inside
 };
 
+/// C = A B with A and C in blocks of 16 columns, each [m][16]: the products of a Winograd convolution. At least
+/// `least_rows` rows of A are read and of C written, whatever m is.
+struct BlockedGemm {
+  static constexpr Index least_rows = 4;
+  Index m = 0, n = 0, k = 0;
+  const float* a = nullptr;
+  Index a_block = 0;         ///< floats between two blocks of A
+  const float* b = nullptr;  ///< packed: block of 16 columns after block, each [k][16]
+  float* c = nullptr;
+  Index c_block = 0;
+};
+
 /// Depthwise convolution, channels last, one image. The multiplier is 1.
 struct Depthwise {
   Index channels = 0, in_h = 0, in_w = 0, out_h = 0, out_w = 0;
@@ -78,13 +90,13 @@ struct Depthwise {
 
 /// The tiles of a Winograd convolution F(m x m, 3 x 3) with stride 1 (Lavin and Gray, CVPR 2016, section 4.1), channels
 /// last. Tiles are counted over the whole batch. A transformed tile stands in `points()` planes, `plane` floats apart,
-/// each [tile - first][channels].
+/// each in blocks of 16 channels, `block` floats apart, each [tile - first][16].
 struct Winograd {
   Index m = 2;  ///< output pixels of a tile along each axis: 2, 4 or 6
   Index in_h = 0, in_w = 0, out_h = 0, out_w = 0, pad_top = 0, pad_left = 0;
-  Index channels = 0;               ///< of the side that is transformed
-  Index first = 0, count = 0;       ///< the tiles
-  Index plane = 0;                  ///< floats between two planes
+  Index channels = 0;          ///< of the side that is transformed
+  Index first = 0, count = 0;  ///< the tiles
+  Index plane = 0, block = 0;
   const float* bias = nullptr;      ///< output only: null, or [channels]
   const float* residual = nullptr;  ///< output only: null, or of the output's shape
   Unary activation = Unary::identity;
@@ -112,6 +124,7 @@ struct Pool2d {
 struct Kernels {
   Index lanes;  ///< floats in a vector
   void (*gemm)(const Gemm&) noexcept;
+  void (*blocked_gemm)(const BlockedGemm&) noexcept;
   void (*depthwise)(const Depthwise&) noexcept;
   /// Input [batch][in_h][in_w][channels] to transformed tiles.
   void (*winograd_input)(const Winograd&, const float* in, float* tiles) noexcept;

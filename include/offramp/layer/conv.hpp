@@ -245,28 +245,16 @@ class ConvPlan {
   }
 
   // The tile of the Winograd convolution that the cost model expects to be fastest, or 0 for the indirect product.
-  // Costs are cycles: multiply-adds at 85 % of peak, vector instructions of the transformations, and the weights'
-  // way from L3 or memory, which is what makes large tiles lose on deep layers of few pixels.
   Index winograd_tile(const PrepareOptions& options, double& best) const noexcept {
-    const auto weights_cycles = [](double floats) {
-      const double bytes = 4 * floats;
-      return bytes < 768e3 ? 0.0 : bytes < 8e6 ? bytes / 25 : bytes / 8;
-    };
-    const auto batch = static_cast<double>(options.batch), in = static_cast<double>(in_channels_),
-               out = static_cast<double>(kernel::padded_columns(out_channels_)),
-               lanes = static_cast<double>(options.kernels.lanes);
-    const double macs_per_cycle = lanes >= 8 ? 16 : 6;
-    const auto taps = static_cast<double>(w_.taps());
-    best = batch * static_cast<double>(w_.out_count()) * taps * in * out / macs_per_cycle / 0.85 +
-           weights_cycles(taps * in * out);
+    const double rate = kernel::product_share * multiply_adds_per_cycle(options.kernels.lanes),
+                 weights = static_cast<double>(w_.taps() * in_channels_ * kernel::padded_columns(out_channels_));
+    best = static_cast<double>(options.batch * w_.out_count()) * weights / rate + kernel::cycles_to_bring(4 * weights);
     Index chosen = 0;
     if (!WinogradPlan::fits(w_, group_) || in_channels_ < 8 || out_channels_ < 8) return 0;
     for (const Index m : {Index{2}, Index{4}, Index{6}}) {
       if (m > options.winograd_tile) break;
-      const double points = static_cast<double>((m + 2) * (m + 2));
-      const double tiles = batch * static_cast<double>((w_.out[1] + m - 1) / m * ((w_.out[2] + m - 1) / m));
-      const double cycles = tiles * points * in * out / macs_per_cycle / 0.8 + points * (30 + tiles * out / lanes * 3) +
-                            tiles * points * 5 * (in + out) / lanes + weights_cycles(points * in * out);
+      const double cycles =
+          WinogradPlan::cycles(w_, in_channels_, out_channels_, m, options.batch, options.kernels.lanes);
       if (cycles < best) {
         best = cycles;
         chosen = m;

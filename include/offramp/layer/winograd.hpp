@@ -10,6 +10,8 @@
 #include <vector>
 
 #include "offramp/core/tensor.hpp"
+#include "offramp/kernel/cost.hpp"
+#include "offramp/kernel/isa.hpp"
 #include "offramp/kernel/pack.hpp"
 #include "offramp/kernel/split.hpp"
 #include "offramp/layer/fused.hpp"
@@ -36,13 +38,28 @@ class WinogradPlan {
     t_.m = m;
     t_.in_h = w.in[1], t_.in_w = w.in[2], t_.out_h = w.out[1], t_.out_w = w.out[2];
     t_.pad_top = w.begin[1], t_.pad_left = w.begin[2];
-    // As many as keep both transforms in half of a usual L2, and enough to read the weights seldom.
-    const Index each = t_.points() * (in_channels + out_channels) * static_cast<Index>(sizeof(float));
-    const Index least = in_channels * out_channels > Index{1} << 17 ? 64 : 24;
-    block_ = std::clamp<Index>(512 * 1024 / each / 8 * 8, least, 256);
+    block_ = tiles_of_block(t_.points(), in_channels, out_channels);
     packed_ = kernel::packed_size(in_channels, out_channels);
     weights_ = Tensor(DType::f32, {t_.points(), packed_});
     pack(weights);
+  }
+
+  /// Cycles that a batch is expected to take on one thread: products, the vector instructions of the transformations,
+  /// and the way of the weights, once to the core and again for every block of tiles. Large tiles lose where the
+  /// weights are many and the pixels few.
+  static double cycles(const Window& w, Index in_channels, Index out_channels, Index m, Index batch,
+                       Index lanes) noexcept {
+    const Index points = (m + 2) * (m + 2), all = batch * ((w.out[1] + m - 1) / m) * ((w.out[2] + m - 1) / m),
+                block = tiles_of_block(points, in_channels, out_channels), blocks = (all + block - 1) / block;
+    const auto n = static_cast<std::size_t>(m / 2 - 1);
+    // Of a point and a vector, measured.
+    static constexpr std::array<double, 3> input{5.2, 6.5, 8.4}, output{4.2, 5.0, 6.2};
+    const double weights = static_cast<double>(points * in_channels * kernel::padded_columns(out_channels));
+    return static_cast<double>(all) * weights / (kernel::product_share * multiply_adds_per_cycle(lanes)) +
+           static_cast<double>(all * points) / static_cast<double>(lanes) *
+               (input[n] * static_cast<double>(in_channels) + output[n] * static_cast<double>(out_channels)) +
+           kernel::cycles_to_bring(4 * weights) +
+           static_cast<double>(blocks - 1) * kernel::cycles_to_repeat(4 * weights);
   }
 
   Index m() const noexcept { return t_.m; }
@@ -87,6 +104,12 @@ class WinogradPlan {
   }
 
  private:
+  // As many as keep both transforms in half of a usual L2, and enough to read the weights seldom.
+  static Index tiles_of_block(Index points, Index in_channels, Index out_channels) noexcept {
+    const Index each = points * (in_channels + out_channels) * static_cast<Index>(sizeof(float));
+    const Index least = in_channels * out_channels > Index{1} << 15 ? 64 : 24;
+    return std::clamp<Index>(512 * 1024 / each / 8 * 8, least, 256);
+  }
   // Threads that work on blocks of their own: where there are enough, and weights that all of them may read.
   Index slots(Index all) const noexcept {
     return all >= threads_ * block_ && t_.points() * packed_ < Index{1} << 21 ? threads_ : 1;
@@ -96,8 +119,8 @@ class WinogradPlan {
     const Index each = std::max<Index>(1, (all + block_ * threads - 1) / (block_ * threads));
     return (all + each * threads - 1) / (each * threads);
   }
-  Index slot(Index block) const noexcept {
-    return t_.points() * (plane(block, in_channels_) + plane(block, out_channels_));
+  Index slot(Index tiles) const noexcept {
+    return t_.points() * (plane(tiles, in_channels_) + plane(tiles, out_channels_));
   }
 
   void run_block(const float* in, float* out, kernel::Winograd output, Index first, Index count, float* left,
@@ -105,34 +128,36 @@ class WinogradPlan {
     kernel::Winograd input = t_;
     input.channels = in_channels_, input.plane = plane(count, in_channels_);
     output.channels = out_channels_, output.plane = plane(count, out_channels_);
+    input.block = output.block = rows(count) * kernel::column_block;
     auto* products = left + t_.points() * input.plane;
     const Index parts = executor.threads() == 1 ? 1 : std::min<Index>(count, 2 * executor.threads());
     const auto range = [&](kernel::Winograd w, Index i) {
       const kernel::Range r = kernel::part_of(count, 1, parts, i);
       w.first = first + r.first, w.count = r.last - r.first;
-      return std::pair(w, r.first);
+      return std::pair(w, r.first * kernel::column_block);
     };
     executor.each(parts, [&](Index i) {
       const auto [w, at] = range(input, i);
-      kernels.winograd_input(w, in, left + at * in_channels_);
+      kernels.winograd_input(w, in, left + at);
     });
-    kernel::Gemm g;
-    g.m = count, g.n = out_channels_, g.run = g.lda = in_channels_, g.ldc = out_channels_;
-    g.columns_outside = kernel::prefer_columns_outside(count, out_channels_, in_channels_);
     executor.each(t_.points(), [&](Index p) {
-      kernel::Gemm one = g;
-      one.a = left + p * input.plane;
-      one.b = weights_.view().f32() + p * packed_;
-      one.c = products + p * output.plane;
-      kernels.gemm(one);
+      kernel::BlockedGemm g;
+      g.m = count, g.n = out_channels_, g.k = in_channels_;
+      g.a = left + p * input.plane, g.a_block = input.block;
+      g.b = weights_.view().f32() + p * packed_;
+      g.c = products + p * output.plane, g.c_block = output.block;
+      kernels.blocked_gemm(g);
     });
     executor.each(parts, [&](Index i) {
       const auto [w, at] = range(output, i);
-      kernels.winograd_output(w, products + at * out_channels_, out);
+      kernels.winograd_output(w, products + at, out);
     });
   }
+  static Index rows(Index tiles) noexcept { return std::max(tiles, kernel::BlockedGemm::least_rows); }
   // Planes a multiple of 4 KB apart would share the sets of L1.
-  static Index plane(Index tiles, Index channels) noexcept { return (tiles * channels + 15) / 16 * 16 + 16; }
+  static Index plane(Index tiles, Index channels) noexcept {
+    return rows(tiles) * kernel::padded_columns(channels) + kernel::column_block;
+  }
 
   // G g G^T of every 3 x 3 filter, in double, packed for the matrix kernel: a plane for each point.
   void pack(const float* weights) {

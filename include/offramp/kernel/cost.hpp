@@ -1,0 +1,21 @@
+/// @file cost.hpp
+/// What the choice between algorithms reckons with.
+#pragma once
+
+namespace offramp::kernel {
+
+/// Share of the peak that the matrix kernels reach inside of networks.
+inline constexpr double product_share = 0.75;
+
+/// Cycles that one core waits for so many bytes of weights: nothing where they stay in L2 between two calls, eight
+/// bytes a cycle from L3, five where the weights of the network fill that, too.
+constexpr double cycles_to_bring(double bytes) noexcept {
+  return bytes < 300e3 ? 0.0 : bytes < 8e6 ? bytes / 8 : bytes / 5;
+}
+
+/// The same for weights that this call has already read.
+constexpr double cycles_to_repeat(double bytes) noexcept {
+  return bytes < 1e6 ? bytes / 40 : bytes / 8;
+}
+
+}  // namespace offramp::kernel
