@@ -19,3 +19,4 @@
 #include "offramp/policy/parse.hpp"
 #include "offramp/session/model_session.hpp"
 #include "offramp/session/session.hpp"
+#include "offramp/stream/stream.hpp"
