@@ -21,10 +21,11 @@ constexpr Range part_of(Index n, Index step, Index parts, Index i) noexcept {
   return {std::min(n, steps * i / parts * step), std::min(n, steps * (i + 1) / parts * step)};
 }
 
-/// Calls f(range) for the parts of n things that `executor` shares among its threads.
+/// Calls f(range) for the parts of n things that `executor` shares among its threads: two for each, as every part
+/// reads the other side of a product anew.
 template <class F>
 void each_range(ExecutorRef executor, Index n, Index step, F&& f) noexcept {
-  const Index parts = std::min((n + step - 1) / step, 4 * executor.threads());
+  const Index parts = std::min((n + step - 1) / step, 2 * executor.threads());
   executor.each(parts, [&](Index i) {
     const Range r = part_of(n, step, parts, i);
     if (r.first < r.last) f(r);
@@ -90,28 +91,31 @@ inline IntegerGemm columns_of(IntegerGemm g, Range r) noexcept {
 }
 
 /// A product by as many threads as pay. Rows share B and columns share A: cut where the parts come out even, rows
-/// first. `least` multiply-adds are too few to wake a thread for; rows go in steps of `tile`, at least `rows` a thread.
+/// first. `least` multiply-adds are too few to wake a thread for; rows go in steps of `tile`, at least `rows` a thread,
+/// columns in steps of `blocks` blocks.
 template <class G, class Run>
-void split_product(const G& g, ExecutorRef executor, Index least, Index tile, Index rows, Run&& run) noexcept {
+void split_product(const G& g, ExecutorRef executor, Index least, Index tile, Index rows, Index blocks,
+                   Run&& run) noexcept {
   const Index threads = executor.threads();
   if (threads == 1 || g.m * g.n * g.taps * g.run < least) return run(g);
   if (g.m >= rows * threads || padded_columns(g.n) / column_block < 2 * threads) {
     each_range(executor, g.m, tile, [&](Range r) { run(rows_of(g, r)); });
   } else {
-    each_range(executor, g.n, 3 * column_block, [&](Range r) { run(columns_of(g, r)); });
+    each_range(executor, g.n, blocks * column_block, [&](Range r) { run(columns_of(g, r)); });
   }
 }
 
 inline void gemm(const Gemm& g, const Kernels& kernels, ExecutorRef executor) noexcept {
-  split_product(g, executor, least_parallel_macs, 8, 32, [&](const Gemm& part) { kernels.gemm(part); });
+  split_product(g, executor, least_parallel_macs, 24, 32, 4, [&](const Gemm& part) { kernels.gemm(part); });
 }
 /// The same in bfloat16.
 inline void bf16_gemm(const Bf16Gemm& g, const Kernels& kernels, ExecutorRef executor) noexcept {
-  split_product(g, executor, 4 * least_parallel_macs, 16, 64, [&](const Bf16Gemm& part) { kernels.bf16->gemm(part); });
+  split_product(g, executor, 4 * least_parallel_macs, 16, 64, 3,
+                [&](const Bf16Gemm& part) { kernels.bf16->gemm(part); });
 }
 /// The same of bytes.
 inline void integer_gemm(const IntegerGemm& g, const Kernels& kernels, ExecutorRef executor) noexcept {
-  split_product(g, executor, 4 * least_parallel_macs, 8, 32,
+  split_product(g, executor, 4 * least_parallel_macs, 8, 32, 3,
                 [&](const IntegerGemm& part) { kernels.integer->gemm(part); });
 }
 
