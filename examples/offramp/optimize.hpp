@@ -485,7 +485,6 @@ inline int optimize_command(const std::string& model, const OptimizeCommand& o, 
     }
     j["forms"].push_back(std::move(x));
   }
-  if (!o.front.empty()) offramp::onnx::write_file(o.front + "/manifest.json", j.dump(2) + "\n");
   if (!o.report.empty()) offramp::onnx::write_file(o.report, optimize_report(optimizer.forms(), best, words));
   std::vector<Contender> last;
   if (!o.test.empty()) {
@@ -493,7 +492,12 @@ inline int optimize_command(const std::string& model, const OptimizeCommand& o, 
     check_data(optimizer.reference(), test);
     last.push_back(contender("reference", optimizer.reference(), offramp::Never{}));
     last.push_back(contender("chosen: " + best.name, best.model, offramp::parse_policy(best.policy)));
+    for (const Form& f : optimizer.forms())
+      if (f.on_front) last.push_back(contender(f.name, f.model, offramp::parse_policy(f.measured_policy)));
     contest(last, test.samples, test.labels);
+    std::size_t row = 2;
+    for (json& x : j["forms"])
+      if (x["on_front"]) x["test"] = contender_json(last[row++]);
     Energy energy;
     const auto cycle = [&](Contender& c) {
       offramp::Session<Model> session(c.model, c.policy, 1);
@@ -506,6 +510,7 @@ inline int optimize_command(const std::string& model, const OptimizeCommand& o, 
     j["test"]["full"] = contender_json(last[0]);
     j["test"]["energy"] = energy.to_json();
   }
+  if (!o.front.empty()) offramp::onnx::write_file(o.front + "/manifest.json", j.dump(2) + "\n");
   if (as_json) {
     std::cout << j.dump(2) << '\n';
     return 0;
