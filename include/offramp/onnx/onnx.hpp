@@ -20,20 +20,30 @@
 
 namespace offramp {
 
+namespace detail {
+
+inline Graph read_graph(std::span<const std::byte> bytes, const Limits& limits) {
+  Graph g = onnx::read(bytes, limits);
+  expand_contrib(g);
+  flatten_exits(g, limits);
+  return g;
+}
+
+}  // namespace detail
+
 /// A model from the bytes of an ONNX file. Every output is an exit, in order of depth; exits written as nested `If`
 /// become outputs. Raises an Error that names the node where the file cannot be understood.
 inline Model load_onnx(std::span<const std::byte> bytes, const ModelOptions& options = {}) {
-  Graph g = onnx::read(bytes, options.limits);
-  expand_contrib(g);
-  flatten_exits(g, options.limits);
-  return Model(std::move(g), options);
+  return Model(detail::read_graph(bytes, options.limits), options);
 }
 
 /// A model from an ONNX file; errors name the file.
 inline Model load_onnx(const std::string& path, const ModelOptions& options = {}) {
-  const std::vector<std::byte> bytes = onnx::read_file(path);
+  std::vector<std::byte> bytes = onnx::read_file(path);
   try {
-    return load_onnx(std::span<const std::byte>(bytes), options);
+    Graph g = detail::read_graph(bytes, options.limits);
+    bytes = std::vector<std::byte>();  // as large as the weights, which are about to be packed
+    return Model(std::move(g), options);
   } catch (const Error& e) {
     throw e.in_file(path);
   }
