@@ -492,12 +492,15 @@ inline int optimize_command(const std::string& model, const OptimizeCommand& o, 
     check_data(optimizer.reference(), test);
     last.push_back(contender("reference", optimizer.reference(), offramp::Never{}));
     last.push_back(contender("chosen: " + best.name, best.model, offramp::parse_policy(best.policy)));
-    for (const Form& f : optimizer.forms())
-      if (f.on_front) last.push_back(contender(f.name, f.model, offramp::parse_policy(f.measured_policy)));
+    std::vector<std::size_t> row_of;  // of each form; 0, the reference's own, or unused
+    for (const Form& f : optimizer.forms()) {
+      const bool fresh = f.on_front && &f != &optimizer.forms()[optimizer.reference_form()];
+      row_of.push_back(fresh ? last.size() : 0);
+      if (fresh) last.push_back(contender(f.name, f.model, offramp::parse_policy(f.measured_policy)));
+    }
     contest(last, test.samples, test.labels);
-    std::size_t row = 2;
-    for (json& x : j["forms"])
-      if (x["on_front"]) x["test"] = contender_json(last[row++]);
+    for (std::size_t i = 0; i < row_of.size(); ++i)
+      if (optimizer.forms()[i].on_front) j["forms"][i]["test"] = contender_json(last[row_of[i]]);
     Energy energy;
     const auto cycle = [&](Contender& c) {
       offramp::Session<Model> session(c.model, c.policy, 1);

@@ -32,65 +32,21 @@
 #endif
 #endif
 
-#define OFFRAMP_TARGET_NAMESPACE baseline
-#define OFFRAMP_TARGET_LANES 4
-#define OFFRAMP_TARGET_REGISTERS 16
-#if OFFRAMP_X86_TARGETS
-#define OFFRAMP_TARGET_DOT 1
-#else
-#define OFFRAMP_TARGET_DOT 0
-#endif
-#include "offramp/kernel/integer_text.inc"
-#include "offramp/kernel/vector_text.inc"
-#undef OFFRAMP_TARGET_NAMESPACE
-#undef OFFRAMP_TARGET_LANES
-#undef OFFRAMP_TARGET_REGISTERS
-#undef OFFRAMP_TARGET_DOT
+#define OFFRAMP_TEXT "offramp/kernel/integer_text.inc"
+#include "offramp/kernel/each_isa.inc"
+#define OFFRAMP_TEXT "offramp/kernel/vector_text.inc"
+#include "offramp/kernel/each_isa.inc"
 
 #if OFFRAMP_X86_TARGETS
-#define OFFRAMP_TARGET_DOT 1
-
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma")
-#endif
-#define OFFRAMP_TARGET_NAMESPACE avx2
-#define OFFRAMP_TARGET_LANES 8
-#define OFFRAMP_TARGET_REGISTERS 16
-#include "offramp/kernel/integer_text.inc"
-#include "offramp/kernel/vector_text.inc"
-#undef OFFRAMP_TARGET_NAMESPACE
-#undef OFFRAMP_TARGET_LANES
-#undef OFFRAMP_TARGET_REGISTERS
-#if defined(__clang__)
-#pragma clang attribute pop
-#pragma clang attribute push(__attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl"))), \
-                             apply_to = function)
-#else
-#pragma GCC pop_options
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")
-#endif
-#define OFFRAMP_TARGET_NAMESPACE avx512
-#define OFFRAMP_TARGET_LANES 16
-#define OFFRAMP_TARGET_REGISTERS 32
-#include "offramp/kernel/integer_text.inc"
-#include "offramp/kernel/vector_text.inc"
-#undef OFFRAMP_TARGET_NAMESPACE
-#undef OFFRAMP_TARGET_REGISTERS
-#undef OFFRAMP_TARGET_DOT
-#if defined(__clang__)
-#pragma clang attribute pop
 #pragma clang attribute push(__attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"))), \
                              apply_to = function)
 #else
-#pragma GCC pop_options
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
 #endif
 #define OFFRAMP_TARGET_NAMESPACE avx512_vnni
+#define OFFRAMP_TARGET_LANES 16
 #define OFFRAMP_TARGET_DOT 2
 #include "offramp/kernel/integer_text.inc"
 #undef OFFRAMP_TARGET_NAMESPACE

@@ -2,7 +2,6 @@
 /// Layers of a Stream: they are given one sample after the other and may remember.
 #pragma once
 
-#include <algorithm>
 #include <array>
 #include <concepts>
 #include <cstddef>
@@ -47,6 +46,12 @@ inline Tensor pack_gates(const std::vector<float>& w, Index gates, Index outputs
             w[static_cast<std::size_t>((g * outputs + o) * inputs + i)] * (g < halved ? 0.5f : 1.0f);
   return t;
 }
+/// A bias of `outputs` numbers, or zeros where it is empty.
+inline Tensor pack_bias(const std::vector<float>& bias, Index outputs, const char* what) {
+  if (bias.empty()) return Tensor(DType::f32, {padded(outputs)});
+  require_size(bias, outputs, what);
+  return pack_gates(bias, 1, outputs, 1);
+}
 
 }  // namespace detail
 
@@ -58,12 +63,11 @@ class Dense {
   struct State {};
 
   /// `weights` is [Out][In], `bias` [Out] or empty.
-  Dense(const std::vector<float>& weights, const std::vector<float>& bias) : bias_(DType::f32, {padded(Out)}) {
+  Dense(const std::vector<float>& weights, const std::vector<float>& bias)
+      : bias_(detail::pack_bias(bias, Out, "a dense layer's bias")) {
     detail::require_size(weights, Out * In, "a dense layer's weights");
-    if (!bias.empty()) detail::require_size(bias, Out, "a dense layer's bias");
     // One output is a scalar product: its weights stand as the input does.
     weights_ = Out == 1 ? detail::pack_gates(weights, 1, In, 1) : detail::pack_gates(weights, 1, Out, In);
-    std::copy(bias.begin(), bias.end(), static_cast<float*>(bias_.mutable_data()));
   }
   const float* weights() const noexcept { return weights_.view().f32(); }
   const float* bias() const noexcept { return bias_.view().f32(); }
@@ -87,9 +91,9 @@ class Conv1d {
   };
 
   /// `weights` is [Out][In][Kernel], as PyTorch and ONNX have it; `bias` is [Out] or empty.
-  Conv1d(const std::vector<float>& weights, const std::vector<float>& bias) : bias_(DType::f32, {padded(Out)}) {
+  Conv1d(const std::vector<float>& weights, const std::vector<float>& bias)
+      : bias_(detail::pack_bias(bias, Out, "a convolution's bias")) {
     detail::require_size(weights, Out * In * Kernel, "a convolution's weights");
-    if (!bias.empty()) detail::require_size(bias, Out, "a convolution's bias");
     std::vector<float> by_tap(weights.size());  // [Out][Kernel][In]
     for (Index o = 0; o < Out; ++o)
       for (Index i = 0; i < In; ++i)
@@ -97,7 +101,6 @@ class Conv1d {
           by_tap[static_cast<std::size_t>((o * Kernel + k) * In + i)] =
               weights[static_cast<std::size_t>((o * In + i) * Kernel + k)];
     weights_ = detail::pack_gates(by_tap, 1, Out, Kernel * In);
-    std::copy(bias.begin(), bias.end(), static_cast<float*>(bias_.mutable_data()));
   }
   const float* weights() const noexcept { return weights_.view().f32(); }  ///< [Kernel][In][padded Out]
   const float* bias() const noexcept { return bias_.view().f32(); }

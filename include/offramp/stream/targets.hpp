@@ -9,44 +9,8 @@
 #include "offramp/kernel/dispatch.hpp"
 #include "offramp/stream/layers.hpp"
 
-#define OFFRAMP_TARGET_NAMESPACE baseline
-#define OFFRAMP_TARGET_REGISTERS 16
-#include "offramp/stream/step_text.inc"
-#undef OFFRAMP_TARGET_NAMESPACE
-#undef OFFRAMP_TARGET_REGISTERS
-
-#if OFFRAMP_X86_TARGETS
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma")
-#endif
-#define OFFRAMP_TARGET_NAMESPACE avx2
-#define OFFRAMP_TARGET_REGISTERS 16
-#include "offramp/stream/step_text.inc"
-#undef OFFRAMP_TARGET_NAMESPACE
-#undef OFFRAMP_TARGET_REGISTERS
-#if defined(__clang__)
-#pragma clang attribute pop
-#pragma clang attribute push(__attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl"))), \
-                             apply_to = function)
-#else
-#pragma GCC pop_options
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")
-#endif
-#define OFFRAMP_TARGET_NAMESPACE avx512
-#define OFFRAMP_TARGET_REGISTERS 32
-#include "offramp/stream/step_text.inc"
-#undef OFFRAMP_TARGET_NAMESPACE
-#undef OFFRAMP_TARGET_REGISTERS
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
-#endif  // OFFRAMP_X86_TARGETS
+#define OFFRAMP_TEXT "offramp/stream/step_text.inc"
+#include "offramp/kernel/each_isa.inc"
 
 namespace offramp::stream::detail {
 
