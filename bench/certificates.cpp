@@ -38,8 +38,6 @@ int main(int argc, char** argv) {
   const tool::Data data = tool::read_data(argv[2]);
   const ExitScores all = record_scores(m, data.samples, data.labels, [](Index) {});
   OFFRAMP_REQUIRE(all.samples > n + choosing, "there are too few samples for such a split");
-  const PolicyKind kind = PolicyKind::max_probability;
-  const Gate none{{}, Thresholds(1.0f)};
   // Judging does not depend on the split: it is done once, and splits pick rows.
   const auto rows = [](const ExitRecords& r, std::span<const Index> which) {
     ExitRecords some = r;
@@ -55,8 +53,8 @@ int main(int argc, char** argv) {
     }
     return some;
   };
-  const ExitRecords agreement = judge_with(kind, none, all, Truth::full_network),
-                    labelled = judge_with(kind, none, all, Truth::labels);
+  const ExitRecords agreement = judge_with(Confidence{}, all, Truth::full_network),
+                    labelled = judge_with(Confidence{}, all, Truth::labels);
   std::printf("%ld splits: %ld choose, %ld certify, out of a population of %ld\n", static_cast<long>(splits),
               static_cast<long>(choosing), static_cast<long>(n), static_cast<long>(all.samples - choosing));
   std::printf("%-14s %8s %6s %10s %12s %12s %12s\n", "risk", "epsilon", "delta", "certified", "violations",

@@ -96,9 +96,9 @@ Rule ours(const ExitScores& known, const ExitScores& test, Truth truth) {
   const Risk risk = truth == Truth::labels ? Risk::accuracy_drop : Risk::disagreement;
   const auto add = [&](const Selection& s, Truth search) {
     const ExitScores some = keep_exits(known, s.exits), other = keep_exits(test, s.exits);
-    const ExitRecords a = judge_with(s.kind, s.gate, some, truth), b = judge_with(s.kind, s.gate, other, truth);
-    const auto path = threshold_path(search == truth ? a : judge_with(s.kind, s.gate, some, search), 120);
-    const auto risks = validated_risks(path, some, s.kind, risk, search);
+    const ExitRecords a = judge_with(s, some, truth), b = judge_with(s, other, truth);
+    const auto path = threshold_path(search == truth ? a : judge_with(s, some, search), 120);
+    const auto risks = validated_risks(path, some, s, risk, search);
     for (std::size_t i = 0; i < path.size(); ++i) {
       r.points.push_back(point_of(a, b, path[i].thresholds));
       r.points.back().known_drop = risks[i].mean;
@@ -129,8 +129,8 @@ Point chosen(const ExitScores& known, const ExitScores& test, Truth truth, doubl
   Point full{1, full_outcome(judge(test, plain, truth)).accuracy, 1, 0};
   if (!c.has_exits) return full;
   const Selection& s = c.selection;
-  return point_of(judge_with(s.kind, s.gate, keep_exits(known, s.exits), truth),
-                  judge_with(s.kind, s.gate, keep_exits(test, s.exits), truth), c.thresholds);
+  return point_of(judge_with(s, keep_exits(known, s.exits), truth), judge_with(s, keep_exits(test, s.exits), truth),
+                  c.thresholds);
 }
 
 }  // namespace

@@ -87,8 +87,7 @@ inline int calibrate(const offramp::Model& m, const CalibrateCommand& o, bool as
   } else {
     r = offramp::calibrate_exits(all, all, options);
   }
-  const std::string policy =
-      r.has_exits ? policy_text_of(r.selection.kind, r.selection.gate, r.thresholds, m.class_count()) : "never";
+  const std::string policy = r.has_exits ? policy_text_of(r.selection, r.thresholds, m.class_count()) : "never";
   std::string names;
   for (const Index k : r.selection.exits) names += m.exits()[static_cast<std::size_t>(k)].name + ",";
   names += m.exits().back().name;

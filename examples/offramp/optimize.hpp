@@ -51,9 +51,7 @@ struct Form {
 
   std::string name;
   Model model;
-  offramp::PolicyKind kind = offramp::PolicyKind::max_probability;
-  std::vector<Index> exits;  ///< of the model's early ones
-  offramp::Gate gate{{}, offramp::Thresholds(1.0f)};
+  offramp::Selection selection;                 ///< its exits are of the model's early ones
   std::vector<offramp::ThresholdSetting> path;  ///< one setting without thresholds, for a form without exits
   std::vector<float> thresholds;
   std::string policy = "never";
@@ -178,15 +176,11 @@ class Optimizer {
       delta /= 2;
       const auto scores = scores_of(*f, certify_, certify_answers_);
       auto settings = f->path;
-      if (!f->exits.empty()) {
+      if (!f->selection.exits.empty()) {
         const auto known = scores_of(*f, select_, select_answers_);
-        settings = offramp::denser_path(
-            offramp::judge_with(f->kind, f->gate, offramp::keep_exits(known, f->exits), offramp::Truth::full_network),
-            f->path);
+        settings = offramp::denser_path(records_of(f->selection, known, offramp::Truth::full_network), f->path);
       }
-      const offramp::ExitRecords r = offramp::judge_with(
-          f->kind, f->gate, offramp::keep_exits(scores, f->exits),
-          target_.risk == offramp::Risk::accuracy_drop ? offramp::Truth::labels : offramp::Truth::full_network);
+      const offramp::ExitRecords r = records_of(f->selection, scores, risk_truth());
       const auto c = offramp::certify_thresholds(r, settings, {target_.risk, target_.epsilon, delta, false});
       if (c.certificate.p_value > delta) {
         f->rejected = "its certificate failed on the samples that certify";
@@ -332,27 +326,33 @@ class Optimizer {
       }
       offramp::ExitCalibrationOptions c;
       c.target = target_;
-      c.target.epsilon *= 0.6;  // about what a certificate from a few thousand samples leaves of the risk
       const auto r = offramp::calibrate_exits(scores, scores, c);
-      if (!r.has_exits) {
+      // As strict as the certificate will probably have it: else forms would be compared where none of them ends up.
+      const offramp::ThresholdSetting* likely =
+          r.selection.exits.empty()
+              ? nullptr
+              : offramp::forecast_certified(records_of(r.selection, scores, risk_truth()), r.path,
+                                            {target_.risk, target_.epsilon, (1 - o_.confidence) / 2, false},
+                                            certify_.count());
+      if (!likely || !offramp::has_early_exits(likely->thresholds)) {
         f.rejected = "no exit pays for itself at this risk";
         forms_.push_back(std::move(f));
         return;
       }
-      f.kind = r.selection.kind, f.exits = r.selection.exits, f.gate = r.selection.gate;
-      f.path = r.path, f.thresholds = r.thresholds;
+      f.selection = r.selection, f.path = r.path, f.thresholds = likely->thresholds;
       set_policy(f);
     }
     forms_.push_back(std::move(f));
   }
   // Keeps only the exits that are used, and writes the policy for them.
   void set_policy(Form& f) {
-    if (f.exits.empty()) return;
-    f.policy = offramp::policy_text_of(f.kind, f.gate, f.thresholds, f.model.class_count());
-    if (static_cast<Index>(f.exits.size()) + 1 == f.model.exit_count() && f.model.metadata().contains("offramp.exits"))
+    std::vector<Index>& exits = f.selection.exits;
+    if (exits.empty()) return;
+    f.policy = offramp::policy_text_of(f.selection, f.thresholds, f.model.class_count());
+    if (static_cast<Index>(exits.size()) + 1 == f.model.exit_count() && f.model.metadata().contains("offramp.exits"))
       return;
-    f.model = with_exits(f.model, f.exits);
-    for (std::size_t k = 0; k < f.exits.size(); ++k) f.exits[k] = static_cast<Index>(k);
+    f.model = with_exits(f.model, exits);
+    for (std::size_t k = 0; k < exits.size(); ++k) exits[k] = static_cast<Index>(k);
   }
 
   offramp::ExitScores scores_of(const Form& f, const Data& d, const std::vector<Index>& answers) const {
@@ -360,6 +360,13 @@ class Optimizer {
     s.reference = answers;
     s.full = reference().full_cost();
     return s;
+  }
+  static offramp::ExitRecords records_of(const offramp::Selection& s, const offramp::ExitScores& scores,
+                                         offramp::Truth truth) {
+    return offramp::judge_with(s, offramp::keep_exits(scores, s.exits), truth);
+  }
+  offramp::Truth risk_truth() const {
+    return target_.risk == offramp::Risk::accuracy_drop ? offramp::Truth::labels : offramp::Truth::full_network;
   }
   double loss_of(const Contender& c) const {
     if (target_.risk == offramp::Risk::disagreement) return 1 - c.agreement();

@@ -70,6 +70,48 @@ TEST(Select, CertifiesOnOtherSamples) {
   EXPECT_FALSE(calibrate_exits(s, fresh, o).has_exits);
 }
 
+// Exits that err apart answer better together at the end; labels tell, and without labels nobody asks.
+TEST(Select, LastAnswerIsTheMeanWhereExitsErrApart) {
+  ExitScores s = made_up(3000, 9);
+  const auto row = [&](Index i, Index k) { return s.scores.begin() + (i * s.exits + k) * s.classes; };
+  const auto bump = [&](Index i) { return row(i, 3) + s.labels[static_cast<std::size_t>(i)]; };
+  for (Index i = 0; i < s.samples; ++i) {
+    std::copy_n(row(i, 2), s.classes, row(i, 3));  // no better than the exit before, and wrong elsewhere
+    std::rotate(row(i, 3), row(i, 3) + 1, row(i, 3) + s.classes);
+    *bump(i) += 6;
+  }
+  SelectionTarget target;
+  target.risk = Risk::accuracy_drop, target.epsilon = 0.02;
+  const ExitScores two = keep_exits(s, std::vector<Index>{2});
+  const Selection chosen = choose_policy(two, target);
+  ASSERT_FALSE(chosen.exits.empty());
+  const ExitRecords own = judge_with({}, two, Truth::labels),
+                    joined = judge_with({{}, chosen.gate, true}, two, Truth::labels);
+  Index better = 0;
+  for (Index i = 0; i < two.samples; ++i) better += joined.right_at(i, 1) - own.right_at(i, 1);
+  EXPECT_EQ(chosen.last_ensemble, better > 0);
+  EXPECT_GT(better, 0);
+  EXPECT_TRUE(policy_text_of(chosen, {0.5f}, 4).starts_with("last-ensemble("));
+  // Whoever looks back needs every head, also of an exit that nobody leaves at.
+  EXPECT_TRUE(judge_with(chosen, two, Truth::full_network).looks_back);
+  target.risk = Risk::disagreement;
+  EXPECT_FALSE(choose_policy(two, target).last_ensemble);
+}
+
+TEST(Select, ForecastIsWhatMoreSuchSamplesCertify) {
+  const ExitScores s = made_up(2000, 4);
+  const ExitRecords r = judge(s, MaxProbability{0.5f}, Truth::full_network);
+  const auto path = threshold_path(r);
+  const CertificateOptions o{Risk::disagreement, 0.03, 0.1, false};
+  const ThresholdSetting* same = forecast_certified(r, path, o, s.samples);
+  ASSERT_NE(same, nullptr);
+  EXPECT_EQ(same->thresholds, certify_thresholds(r, path, o).thresholds);
+  const ThresholdSetting* more = forecast_certified(r, path, o, 50 * s.samples);
+  ASSERT_NE(more, nullptr);
+  EXPECT_LT(more->outcome.mean_price, same->outcome.mean_price);
+  EXPECT_EQ(forecast_certified(r, path, {Risk::disagreement, 1e-5, 0.1, false}, 10), nullptr);
+}
+
 TEST(Confidence, TemperatureIsFoundAgain) {
   ExitScores s = made_up(4000, 6);
   for (Index i = 0; i < s.samples; ++i) {  // the last exit's scores, three times as sharp

@@ -5,12 +5,12 @@
 namespace offramp {
 
 TEST(ParsePolicy, UnderstandsEveryKind) {
-  for (const char* text :
-       {"never", "always", "always:1", "max-probability:0.9", "max-probability:0.9,0.8,inf", "entropy:0.3",
-        "margin:0.5", "agreement:0.8", "patience:2", "flops:25e6", "deadline:0.002",
-        "temperature(1.3,1.2,1;max-probability:0.9)", "ensemble(max-probability:0.9)", "ensemble(1,1,2;margin:0.4)",
-        "and(patience:1;max-probability:0.6)", "or(and(always;never);not(entropy:0.1);margin:0.2)",
-        "max-probability-per-class:2:0.5,0.6", "gate(1,2,3,4,5,6,7;0.5)"}) {
+  for (const char* text : {"never", "always", "always:1", "max-probability:0.9", "max-probability:0.9,0.8,inf",
+                           "entropy:0.3", "margin:0.5", "agreement:0.8", "patience:2", "flops:25e6", "deadline:0.002",
+                           "temperature(1.3,1.2,1;max-probability:0.9)", "ensemble(max-probability:0.9)",
+                           "last-ensemble(max-probability:0.9)", "ensemble(1,1,2;margin:0.4)",
+                           "and(patience:1;max-probability:0.6)", "or(and(always;never);not(entropy:0.1);margin:0.2)",
+                           "max-probability-per-class:2:0.5,0.6", "gate(1,2,3,4,5,6,7;0.5)"}) {
     EXPECT_NO_THROW(parse_policy(text)) << text;
   }
 }

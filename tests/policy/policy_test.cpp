@@ -92,6 +92,18 @@ TEST(Policy, EnsembleIsTheGeometricMean) {
   EXPECT_THROW(p.validate(4, 2), Error);
 }
 
+TEST(Policy, LastEnsembleAnswersForAll) {
+  const LastEnsemble p{MaxProbability{0.5f}};
+  Seen early({{0.8f, 0.2f}, {0.4f, 0.6f}}, 3);
+  EXPECT_FLOAT_EQ(p(early.context).confidence, 0.6f);
+  EXPECT_FLOAT_EQ(early.probabilities[0], 0.4f);  // an exit before the last speaks for itself
+  Seen last({{0.8f, 0.2f}, {0.4f, 0.6f}}, 2);
+  EXPECT_TRUE(p(last.context).leave);
+  const double x = std::sqrt(0.8 * 0.4), y = std::sqrt(0.2 * 0.6);
+  EXPECT_NEAR(static_cast<double>(last.probabilities[0]), x / (x + y), 1e-6);
+  EXPECT_EQ(last.context.label(), 0);
+}
+
 TEST(Policy, TemperatureComesFirst) {
   Seen s({{0.9f, 0.1f}}, 2);
   const Temperature p{{2.0f}, MaxProbability{0.8f}};

@@ -526,7 +526,7 @@ class Cacher {
       r.exits.push_back(std::move(e));
     }
     names += r.graph[r.graph.outputs.back()].name;
-    r.policy = policy_text_of(best.kind, best.gate, c.thresholds, classes_);
+    r.policy = policy_text_of(best, c.thresholds, classes_);
     r.graph.metadata["offramp.policy"] = r.policy;
     r.graph.metadata["offramp.exits"] = names;
     if (options_.certify) r.graph.metadata["offramp.certificate"] = text_of(c.certificate);

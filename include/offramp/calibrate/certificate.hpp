@@ -236,6 +236,24 @@ inline CertifiedThresholds certify_thresholds(const ExitRecords& calibration,
   return best;
 }
 
+/// The last setting that `samples` further samples would certify if they were like these, which may have found the
+/// settings: a forecast, to compare networks by before the samples that certify are looked at. Null where there is
+/// none.
+inline const ThresholdSetting* forecast_certified(const ExitRecords& records,
+                                                  const std::vector<ThresholdSetting>& settings,
+                                                  const CertificateOptions& options, Index samples) {
+  const double ratio = static_cast<double>(samples) / static_cast<double>(std::max<Index>(1, records.samples));
+  const auto scaled = [&](Index n) { return static_cast<Index>(std::llround(static_cast<double>(n) * ratio)); };
+  const ThresholdSetting* best = nullptr;
+  for (const ThresholdSetting& s : settings) {
+    const auto seen = detail::losses_of(records, s.thresholds, options.risk, false).all;
+    const detail::Losses::Count more{samples, scaled(seen.lost), scaled(seen.won)};
+    if (detail::p_value_of(more, options.risk, options.epsilon, options.delta) > options.delta) break;
+    best = &s;
+  }
+  return best;
+}
+
 /// What can be said of one setting that was chosen without these data: the smallest disagreement that they rule out
 /// exceeding, at this delta.
 inline CertifiedThresholds certified_alone(const ExitRecords& calibration, const std::vector<float>& thresholds,

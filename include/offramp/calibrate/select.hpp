@@ -57,30 +57,43 @@ struct SelectionTarget {
   std::optional<double> budget;  ///< instead: mean price of a sample
 };
 
-/// A choice of exits and of a confidence.
-struct Selection {
+/// How exits judge their answers.
+struct Confidence {
   PolicyKind kind = PolicyKind::max_probability;
-  std::vector<Index> exits;  ///< of those that were offered, in order; empty: none pays
-  Gate gate{{}, Thresholds(1.0f)};
+  Gate gate{{}, Thresholds(1.0f)};  ///< of the kinds that have one
+  bool last_ensemble = false;       ///< the answer of the last exit is the mean of all exits (`LastEnsemble`)
+};
+
+/// A choice of exits and of a confidence.
+struct Selection : Confidence {
+  std::vector<Index> exits;                           ///< of those that were offered, in order; empty: none pays
   std::vector<std::pair<std::string, double>> tried;  ///< each kind's held-out loss
 };
 
-/// The records of a kind of confidence. `gate` is read by the kinds that have one.
-inline ExitRecords judge_with(PolicyKind kind, const Gate& gate, const ExitScores& scores, Truth truth) {
+/// What a confidence makes of scores. Agreement with the full network is always that of the exits' own answers: where
+/// the last answer is the mean of all, labels say what that is worth.
+inline ExitRecords judge_with(const Confidence& by, const ExitScores& scores, Truth truth) {
+  const auto with = [&](const auto& policy, bool by_class) {
+    if (!by.last_ensemble) return judge(scores, policy, truth, by_class);
+    if (truth == Truth::labels) return judge(scores, LastEnsemble{policy}, truth, by_class);
+    ExitRecords r = judge(scores, policy, truth, by_class);
+    r.looks_back = true;
+    return r;
+  };
   const MaxProbability plain{Thresholds(1.0f)};
-  switch (kind) {
+  switch (by.kind) {
     case PolicyKind::max_probability:
-      return judge(scores, plain, truth);
+      break;
     case PolicyKind::max_probability_per_class:
-      return judge(scores, plain, truth, true);
+      return with(plain, true);
     case PolicyKind::ensemble:
-      return judge(scores, Ensemble<MaxProbability>{plain, {}}, truth);
+      return with(Ensemble<MaxProbability>{plain, {}}, false);
     case PolicyKind::gate:
-      return judge(scores, gate, truth);
+      return with(by.gate, false);
     case PolicyKind::ensemble_gate:
-      return judge(scores, Ensemble<Gate>{gate, {}}, truth);
+      return with(Ensemble<Gate>{by.gate, {}}, false);
   }
-  return judge(scores, plain, truth);
+  return with(plain, false);
 }
 
 /// The gate that a kind wants, learned from these scores; an empty one for kinds without.
@@ -92,8 +105,11 @@ inline Gate gate_for(PolicyKind kind, const ExitScores& scores) {
 }
 
 /// The policy as a file carries it.
-inline std::string policy_text_of(PolicyKind kind, Gate gate, const std::vector<float>& thresholds, Index classes) {
-  switch (kind) {
+inline std::string policy_text_of(const Confidence& by, const std::vector<float>& thresholds, Index classes) {
+  if (by.last_ensemble)
+    return policy_text_in("last-ensemble", policy_text_of({by.kind, by.gate, false}, thresholds, classes));
+  Gate gate = by.gate;
+  switch (by.kind) {
     case PolicyKind::max_probability:
       break;
     case PolicyKind::max_probability_per_class:
@@ -103,7 +119,7 @@ inline std::string policy_text_of(PolicyKind kind, Gate gate, const std::vector<
     case PolicyKind::gate:
     case PolicyKind::ensemble_gate:
       gate.thresholds = Thresholds(thresholds);
-      return kind == PolicyKind::gate ? policy_text(gate) : policy_text_in("ensemble", policy_text(gate));
+      return by.kind == PolicyKind::gate ? policy_text(gate) : policy_text_in("ensemble", policy_text(gate));
   }
   return policy_text("max-probability", thresholds);
 }
@@ -115,9 +131,9 @@ struct JudgedTarget {
   ExitRecords agreement;
   std::optional<ExitRecords> labelled;
 
-  JudgedTarget(PolicyKind kind, const Gate& gate, const ExitScores& scores, const SelectionTarget& target)
-      : agreement(judge_with(kind, gate, scores, Truth::full_network)) {
-    if (target.risk == Risk::accuracy_drop) labelled = judge_with(kind, gate, scores, Truth::labels);
+  JudgedTarget(const Confidence& by, const ExitScores& scores, const SelectionTarget& target)
+      : agreement(judge_with(by, scores, Truth::full_network)) {
+    if (target.risk == Risk::accuracy_drop) labelled = judge_with(by, scores, Truth::labels);
   }
   const ExitRecords& for_risk() const noexcept { return labelled ? *labelled : agreement; }
   double risk(std::span<const float> thresholds) const {
@@ -203,7 +219,6 @@ inline std::vector<Index> choose_heads(const ExitScores& scores, std::span<const
     }
     return kept;
   };
-  const Gate no_gate{{}, Thresholds(1.0f)};
   std::vector<Index> best;
   double least = target.budget ? std::numeric_limits<double>::infinity() : 1;
   std::vector<std::vector<Index>> seen;
@@ -211,8 +226,7 @@ inline std::vector<Index> choose_heads(const ExitScores& scores, std::span<const
     std::vector<Index> kept = grow(fine);
     if (kept.empty() || std::count(seen.begin(), seen.end(), kept) > 0) continue;
     seen.push_back(kept);
-    const double v =
-        detail::value_at({PolicyKind::max_probability, no_gate, keep_exits(scores, kept), target}, target, 40);
+    const double v = detail::value_at({Confidence{}, keep_exits(scores, kept), target}, target, 40);
     if (v < least) least = v, best = std::move(kept);
   }
   return best;
@@ -221,12 +235,31 @@ inline std::vector<Index> choose_heads(const ExitScores& scores, std::span<const
 /// Thresholds of the largest probability that meet the target, for the weights of a second training: infinite where an
 /// exit is off.
 inline std::vector<float> reach_thresholds(const ExitScores& scores, const SelectionTarget& target) {
-  const JudgedTarget judged(PolicyKind::max_probability, {{}, Thresholds(1.0f)}, scores, target);
+  const JudgedTarget judged(Confidence{}, scores, target);
   const auto path = threshold_path(judged.agreement, 60);
   const ThresholdSetting* s = detail::at_target(path, judged, target);
   return s ? s->thresholds
            : std::vector<float>(static_cast<std::size_t>(scores.exits - 1), std::numeric_limits<float>::infinity());
 }
+
+namespace detail {
+
+/// Whether the exits err so far apart that the mean of all is a better last answer than the last exit's own. Judged on
+/// all samples, whether they would go all the way or not: those that would are too few to tell.
+inline bool last_ensemble_pays(const Confidence& by, const ExitScores& scores, const SelectionTarget& target) {
+  if (target.risk != Risk::accuracy_drop || target.budget || scores.labels.empty()) return false;
+  const ExitRecords own = judge_with(by, scores, Truth::labels),
+                    joined = judge_with({by.kind, by.gate, true}, scores, Truth::labels);
+  const Index last = scores.exits - 1;
+  double better = 0, worse = 0;
+  for (Index i = 0; i < scores.samples; ++i) {
+    better += joined.right_at(i, last) && !own.right_at(i, last);
+    worse += !joined.right_at(i, last) && own.right_at(i, last);
+  }
+  return better - worse > std::sqrt(better + worse) / 2;
+}
+
+}  // namespace detail
 
 /// Chooses the confidence by cross-validation: learned and calibrated on some of the samples, judged on the others by
 /// mean price plus a fine for lost answers, over a range of fines around the one that meets the target. Exits that do
@@ -242,7 +275,7 @@ inline Selection choose_policy(const ExitScores& scores, const SelectionTarget& 
   reachable.epsilon = std::max(target.epsilon, 0.001);
   double fine = 3000;
   {
-    const JudgedTarget judged(PolicyKind::max_probability, {{}, Thresholds(1.0f)}, scores, target);
+    const JudgedTarget judged(Confidence{}, scores, target);
     detail::ThresholdSearch search(judged.agreement);
     std::vector<float> at = search.all_off();
     for (double f = fine; f > 0.05; f /= 1.3) {
@@ -261,9 +294,9 @@ inline Selection choose_policy(const ExitScores& scores, const SelectionTarget& 
       std::vector<Index> learn, check;
       for (Index i = 0; i < some.samples; ++i) (i % folds == f ? check : learn).push_back(i);
       const ExitScores a = keep_samples(some, learn), b = keep_samples(some, check);
-      const Gate gate = gate_for(kind, a);
-      const ExitRecords known = judge_with(kind, gate, a, Truth::full_network),
-                        unknown = judge_with(kind, gate, b, Truth::full_network);
+      const Confidence learned{kind, gate_for(kind, a)};
+      const ExitRecords known = judge_with(learned, a, Truth::full_network),
+                        unknown = judge_with(learned, b, Truth::full_network);
       const double full = full_outcome(unknown).mean_price;
       detail::ThresholdSearch search(known);
       std::vector<float> at = search.all_off();
@@ -300,7 +333,11 @@ inline Selection choose_policy(const ExitScores& scores, const SelectionTarget& 
     if (current < least) least = current, best.kind = kind, best.exits = std::move(kept);
   }
   if (!target.budget && least >= 1) best.exits.clear();
-  if (!best.exits.empty()) best.gate = gate_for(best.kind, keep_exits(scores, best.exits));
+  if (!best.exits.empty()) {
+    const ExitScores some = keep_exits(scores, best.exits);
+    best.gate = gate_for(best.kind, some);
+    best.last_ensemble = detail::last_ensemble_pays(best, some, target);
+  }
   return best;
 }
 
@@ -313,17 +350,17 @@ struct ValidatedRisk {
 /// Settings of the folds' paths are matched by the share of wrong answers on the samples that found them: what a path
 /// promises of its own samples is more than it keeps for others, and the folds tell how much more.
 inline std::vector<ValidatedRisk> validated_risks(const std::vector<ThresholdSetting>& path, const ExitScores& scores,
-                                                  PolicyKind kind, Risk risk, Truth truth) {
+                                                  const Confidence& by, Risk risk, Truth truth) {
   constexpr Index folds = 5;
   std::vector<Index> lost(path.size(), 0), won(path.size(), 0);
   for (Index f = 0; f < folds; ++f) {
     std::vector<Index> learn, check;
     for (Index i = 0; i < scores.samples; ++i) (i % folds == f ? check : learn).push_back(i);
     const ExitScores a = keep_samples(scores, learn), b = keep_samples(scores, check);
-    const Gate gate = gate_for(kind, a);
-    const auto own = threshold_path(judge_with(kind, gate, a, truth), 120);
+    const Confidence learned{by.kind, gate_for(by.kind, a), by.last_ensemble};
+    const auto own = threshold_path(judge_with(learned, a, truth), 120);
     const ExitRecords unknown =
-        judge_with(kind, gate, b, risk == Risk::accuracy_drop ? Truth::labels : Truth::full_network);
+        judge_with(learned, b, risk == Risk::accuracy_drop ? Truth::labels : Truth::full_network);
     std::size_t at = 0, judged_at = own.size();
     detail::Losses losses;
     for (std::size_t i = 0; i < path.size() && !own.empty(); ++i) {
@@ -359,9 +396,9 @@ namespace detail {
 
 /// The last setting of a path whose risk, by cross-validation, is as allowed, up to a quarter of a standard error.
 inline const ThresholdSetting* at_validated_target(const std::vector<ThresholdSetting>& path, const ExitScores& scores,
-                                                   PolicyKind kind, const SelectionTarget& target) {
+                                                   const Confidence& by, const SelectionTarget& target) {
   constexpr double alike = 0.001;  // share of answers that differ, below which labels tell nothing
-  const std::vector<ValidatedRisk> risks = validated_risks(path, scores, kind, target.risk, Truth::full_network);
+  const std::vector<ValidatedRisk> risks = validated_risks(path, scores, by, target.risk, Truth::full_network);
   const ThresholdSetting* best = nullptr;
   for (std::size_t i = 0; i < path.size(); ++i) {
     const bool is_alike = target.risk == Risk::accuracy_drop && path[i].outcome.accuracy >= 1 - alike;
@@ -398,7 +435,7 @@ inline ExitCalibration calibrate_exits(const ExitScores& select, const ExitScore
   r.selected = select.samples, r.certified = options.delta ? certify.samples : 0;
   r.selection = choose_policy(select, options.target, options.kinds);
   const Selection& s = r.selection;
-  const JudgedTarget chosen(s.kind, s.gate, keep_exits(select, s.exits), options.target);
+  const JudgedTarget chosen(s, keep_exits(select, s.exits), options.target);
   r.outcome = r.full = full_outcome(chosen.for_risk());
   r.thresholds.assign(
       static_cast<std::size_t>(chosen.agreement.exits - 1) * static_cast<std::size_t>(chosen.agreement.groups),
@@ -407,9 +444,9 @@ inline ExitCalibration calibrate_exits(const ExitScores& select, const ExitScore
   r.path = threshold_path(chosen.agreement, 240);
   const ThresholdSetting* best =
       options.target.budget ? detail::at_target(r.path, chosen, options.target)
-                            : detail::at_validated_target(r.path, keep_exits(select, s.exits), s.kind, options.target);
+                            : detail::at_validated_target(r.path, keep_exits(select, s.exits), s, options.target);
   if (options.delta) {
-    const JudgedTarget fresh(s.kind, s.gate, keep_exits(certify, s.exits), options.target);
+    const JudgedTarget fresh(s, keep_exits(certify, s.exits), options.target);
     CertifiedThresholds c;
     if (!options.target.budget) {
       CertificateOptions o{options.target.risk, options.target.epsilon, *options.delta, options.per_class};

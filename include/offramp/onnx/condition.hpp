@@ -16,9 +16,10 @@
 namespace offramp {
 
 /// A policy that can be written as operators: a threshold, or one for each class, on the largest probability, or a
-/// gate; of the exit alone, or of the geometric mean of the exits so far.
+/// gate; of the exit alone, or of the geometric mean of the exits so far. With `last_ensemble` the last answer is that
+/// mean.
 struct WrittenPolicy {
-  bool of_ensemble = false, has_gate = false;
+  bool last_ensemble = false, of_ensemble = false, has_gate = false;
   Gate gate{{}, Thresholds(1.0f)};
   Thresholds thresholds{1.0f};
 
@@ -26,8 +27,12 @@ struct WrittenPolicy {
   static WrittenPolicy parse(const std::string& text) {
     WrittenPolicy p;
     std::string_view s = text;
-    constexpr std::string_view ensemble = "ensemble(", gate = "gate(",
+    constexpr std::string_view last = "last-ensemble(", ensemble = "ensemble(", gate = "gate(",
                                plain = "max-probability:", per_class = "max-probability-per-class:";
+    if (s.starts_with(last) && s.ends_with(')')) {
+      p.last_ensemble = true;
+      s = s.substr(last.size(), s.size() - last.size() - 1);
+    }
     if (s.starts_with(ensemble) && s.ends_with(')')) {
       p.of_ensemble = true;
       s = s.substr(ensemble.size(), s.size() - ensemble.size() - 1);
@@ -56,7 +61,8 @@ struct WrittenPolicy {
     return p;
   }
 
-  /// The text of the same policy for these exits alone; the last of `numbers` is the network's own.
+  /// The text of the same policy for these exits alone; the last of `numbers` is the network's own. The mean at the
+  /// last exit is part of the operators and not of the text.
   std::string text_of(const std::vector<Index>& numbers, Index classes) const {
     std::vector<float> kept;
     Gate g{{}, Thresholds(1.0f)};
@@ -83,6 +89,15 @@ struct WrittenPolicy {
 };
 
 namespace detail {
+
+/// The geometric mean of what these scores say, each [N, classes], as logarithms of probabilities.
+inline ValueId write_geometric_mean(NodeWriter& w, const std::vector<ValueId>& scores) {
+  const Attribute last{"axis", Index{1}};
+  std::vector<ValueId> logs;
+  const ValueId least = w.constant("least", Shape{}, {std::log(1e-30f)});  // as take_geometric_mean
+  for (const ValueId s : scores) logs.push_back(w.emit("Max", {w.emit("LogSoftmax", {s}, {last}), least}));
+  return w.emit("LogSoftmax", {w.emit("Mean", logs)}, {last});
+}
 
 /// Emits the operators that decide at `exit`, for a single sample; returns a scalar boolean. `scores` are those of all
 /// exits so far, this one last, each [1, classes].

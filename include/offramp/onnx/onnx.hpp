@@ -110,6 +110,13 @@ inline Graph nest_exits(const Graph& source, const std::vector<ValueId>& exits, 
     const ValueId answer = translate(exits[k]);
     if (!inner) {
       level.outputs = {answer};
+      if (policy.last_ensemble) {
+        std::vector<ValueId> all;
+        for (const ValueId e : exits) all.push_back(translate(e));
+        NodeWriter writer(level, "offramp.last_ensemble");
+        level.outputs = {write_geometric_mean(writer, all)};
+        level[level.outputs[0]].type = DType::f32;
+      }
     } else {
       const std::string base = "offramp.exit_" + std::to_string(k);
       std::vector<ValueId> scores;

@@ -1,12 +1,11 @@
 /// @file ensemble.hpp
 #pragma once
 
-#include <algorithm>
-#include <cmath>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "offramp/policy/geometric_mean.hpp"
 #include "offramp/policy/policy.hpp"
 
 namespace offramp {
@@ -21,23 +20,7 @@ struct Ensemble {
   std::vector<float> weights{};  ///< one for each exit, the last included; empty: all equal
 
   Verdict operator()(ExitContext& c) const noexcept {
-    const Index classes = c.class_count();
-    float total = 0;
-    for (Index e = 0; e <= c.exit; ++e) total += c.has(e) ? weight(e) : 0;
-    if (total > 0 && c.exit > 0 && c.exit + 1 < c.exit_count) {
-      float largest = -INFINITY, sum = 0;
-      for (Index k = 0; k < classes; ++k) {
-        float log_mean = 0;
-        for (Index e = 0; e <= c.exit; ++e) {
-          if (c.has(e) && weight(e) > 0)
-            log_mean += weight(e) * std::log(std::max(c.row(e)[static_cast<std::size_t>(k)], 1e-30f));
-        }
-        c.probabilities[static_cast<std::size_t>(k)] = log_mean / total;
-        largest = std::max(largest, log_mean / total);
-      }
-      for (float& p : c.probabilities) sum += p = std::exp(p - largest);
-      for (float& p : c.probabilities) p /= sum;
-    }
+    if (c.exit > 0 && c.exit + 1 < c.exit_count) detail::take_geometric_mean(c, weights);
     return policy(c);
   }
   bool wants(Index exit) const noexcept { return weight(exit) > 0 || policy_wants(policy, exit); }

@@ -6,6 +6,7 @@
 ///     entropy:0.3   margin:0.5   agreement:0.8   patience:2   flops:25e6   deadline:0.002 (seconds)
 ///     always   always:1   never
 ///     temperature(1.3,1.2,1;max-probability:0.9)   ensemble(max-probability:0.9)   ensemble(1,1,2;margin:0.4)
+///     last-ensemble(max-probability:0.9)    at the last exit, the geometric mean of all answers
 ///     and(patience:1;max-probability:0.6)   or(a;b)   not(a)
 ///     max-probability-per-class:C:t,t,...    C thresholds for each early exit
 ///     gate(w,...;w,...;t,...)                a row of weights for each early exit, then thresholds
@@ -30,6 +31,7 @@
 #include "offramp/policy/ensemble.hpp"
 #include "offramp/policy/entropy.hpp"
 #include "offramp/policy/gate.hpp"
+#include "offramp/policy/last_ensemble.hpp"
 #include "offramp/policy/margin.hpp"
 #include "offramp/policy/max_probability.hpp"
 #include "offramp/policy/patience.hpp"
@@ -109,6 +111,7 @@ inline AnyPolicy parse_policy(std::string_view s, int depth) {
       }
       return g;
     }
+    if (name == "last-ensemble" && parts.size() == 1) return LastEnsemble<AnyPolicy>{policy(0)};
     if (name == "ensemble" && parts.size() == 1) return Ensemble<AnyPolicy>{policy(0)};
     if (name == "ensemble" && parts.size() == 2) return Ensemble<AnyPolicy>{policy(1), parse_numbers(parts[0], whole)};
     if (name == "temperature" && parts.size() == 2)

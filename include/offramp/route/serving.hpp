@@ -110,9 +110,15 @@ class ModelRegistry {
       held->replace(std::move(model));
       return held;
     }
-    auto fresh = std::make_shared<ModelHandle>(std::move(model));
-    const std::lock_guard lock(mutex_);
-    return handles_.try_emplace(name, std::move(fresh)).first->second;
+    auto fresh = std::make_shared<ModelHandle>(model);
+    {
+      const std::lock_guard lock(mutex_);
+      const auto [at, is_new] = handles_.try_emplace(name, std::move(fresh));
+      held = at->second;
+      if (is_new) return held;
+    }
+    held->replace(std::move(model));  // another thread has put a version of that name meanwhile
+    return held;
   }
   /// The handle of a name, or null.
   std::shared_ptr<ModelHandle> find(const std::string& name) const {
