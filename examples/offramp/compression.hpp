@@ -10,6 +10,7 @@
 #include "cache.hpp"
 #include "calibration.hpp"
 #include "contest.hpp"
+#include "offramp/compress/operator_form.hpp"
 #include "offramp/compress/prune.hpp"
 #include "offramp/compress/quantize.hpp"
 #include "offramp/route/cascade.hpp"
@@ -22,7 +23,7 @@ struct CompressCommand {
   std::string data, test, output;
   Index samples = 512;
   // quantize
-  std::string range = "squared-error";
+  std::string form = "qdq", range = "squared-error";
   double percentile = 0.9999, max_disagreement = 1;
   std::vector<std::string> keep;
   bool no_bias_correction = false, no_equalization = false;
@@ -95,7 +96,9 @@ inline int quantize_command(const Model& m, const CompressCommand& o, const offr
   const Data data = read_data(o.data);
   check_data(m, data);
   const offramp::QuantizeResult r = offramp::quantize(m, first_samples(data, o.samples), quantize_options(o, options));
-  if (!o.output.empty()) offramp::onnx::write_file(o.output, offramp::onnx::write(r.graph));
+  const std::string file =
+      offramp::onnx::write(o.form == "qoperator" ? offramp::operator_form(r.graph) : offramp::Graph(r.graph));
+  if (!o.output.empty()) offramp::onnx::write_file(o.output, file);
   json j = {{"samples", r.samples}, {"calibration_agreement", r.agreement}, {"layers", json::array()}};
   for (const auto& l : r.layers)
     j["layers"].push_back({{"name", l.name}, {"op", l.op}, {"in_float", l.in_float}, {"error", l.error}});
@@ -109,7 +112,8 @@ inline int quantize_command(const Model& m, const CompressCommand& o, const offr
       if (l.in_float) std::printf("in float: %s (error alone %.2g)\n", l.name.c_str(), l.error);
     }
   }
-  compare_and_print(m, Model(r.graph, options), o, std::move(j), as_json, "in bytes");
+  const Model written = offramp::load_onnx(std::as_bytes(std::span(file)), options);
+  compare_and_print(m, written, o, std::move(j), as_json, "in bytes");
   return 0;
 }
 

@@ -468,6 +468,9 @@ int main(int argc, char** argv) {
                    "answers in a hundred that may change on the data; layers that suffer stay in float until it holds")
       ->check(CLI::Range(0.0, 100.0))
       ->capture_default_str();
+  quantize_app->add_option("--form", compress.form, "of the file: qdq or qoperator (ONNX Runtime's own operators)")
+      ->check(CLI::IsMember({"qdq", "qoperator"}))
+      ->capture_default_str();
   quantize_app->add_option("--keep", compress.keep, "names of nodes that stay in float");
   quantize_app->add_flag("--no-bias-correction", compress.no_bias_correction, "leave biases as they are");
   quantize_app->add_flag("--no-equalization", compress.no_equalization, "do not scale channels of depthwise networks");

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "graphs.hpp"
+#include "offramp/compress/operator_form.hpp"
 #include "offramp/onnx/onnx.hpp"
 
 namespace offramp {
@@ -147,6 +148,44 @@ TEST(Quantize, HardDataAreAnErrorOrHarmless) {
   const QuantizeResult zero = quantize(dead, samples(8, 32, 1), o);
   EXPECT_EQ(zero.agreement, 1);
   EXPECT_LT(difference(Model(zero.graph), {2, 2, 4, 4}), 0.03);
+}
+
+// The same numbers in both forms, and no operator on floats left that has one on bytes.
+TEST(Quantize, WritesTheQOperatorForm) {
+  test::Builder b;
+  b.g.opset = 13;
+  auto v = b.input("input", {dynamic, 4, 8, 8});
+  v = b.node("Relu", {b.node("Conv", {v, b.constant({8, 4, 3, 3}, 1), b.constant({8}, 2)})});
+  auto d = b.node("Clip", {b.node("Conv", {v, b.constant({8, 1, 3, 3}, 3)},
+                                  {{"group", Index{8}}, {"pads", std::vector<Index>{1, 1, 1, 1}}}),
+                           b.constant(Tensor::of<float>({}, std::vector<float>{0.0f})),
+                           b.constant(Tensor::of<float>({}, std::vector<float>{6.0f}))});
+  v = b.node("Concat", {v, b.node("Add", {v, d})}, {{"axis", Index{1}}});
+  v = b.node("MaxPool", {v}, {{"kernel_shape", std::vector<Index>{2, 2}}, {"strides", std::vector<Index>{2, 2}}});
+  v = b.node("Flatten", {b.node("GlobalAveragePool", {v})}, {{"axis", Index{1}}});
+  v = b.node("Relu", {b.node("MatMul", {v, b.constant({16, 12}, 5)})});
+  b.output(b.node("Gemm", {v, b.constant({5, 12}, 6), b.constant({5}, 7)}, {{"transB", Index{1}}}), "logits");
+  for (const Model& model : {Model(b.g), Model(test::residual_network())}) {
+    const Index size = model.sample_size(), channels = model.inputs()[0].sizes[1];
+    QuantizeOptions o;
+    o.max_disagreement = 1;
+    const QuantizeResult r = quantize(model, samples(32, size, 1), o);
+    const Graph form = operator_form(r.graph);
+    std::map<std::string, int> count;
+    for (const Node& n : form.nodes) ++count[n.op];
+    EXPECT_GE(count["QLinearConv"], 2);
+    EXPECT_EQ(count["QGemm"], 1);
+    EXPECT_GE(count["QLinearAdd"], 1);
+    const int heads = static_cast<int>(model.exit_count()) - 1;  // these stay in float
+    EXPECT_EQ(count["Conv"] + count["Gemm"] + count["MatMul"] + count["Add"] + count["GlobalAveragePool"], 2 * heads);
+    EXPECT_LE(count["DequantizeLinear"], 1 + heads);
+    const std::string file = onnx::write(form);
+    const Model again = load_onnx(std::as_bytes(std::span(file)));
+    const std::vector<Tensor> in{test::random_tensor({3, channels, 8, 8}, 8)};
+    const auto qdq = Model(r.graph).run(in), qop = again.run(in);
+    for (std::size_t e = 0; e < qdq.size(); ++e)
+      EXPECT_EQ(std::memcmp(qdq[e].data(), qop[e].data(), qdq[e].bytes()), 0) << e;
+  }
 }
 
 // QOperator form, as other quantizers write it: QLinearConv of the standard, QLinearAdd and others of com.microsoft.

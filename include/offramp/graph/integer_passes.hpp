@@ -11,27 +11,16 @@
 #include <utility>
 #include <vector>
 
-#include "offramp/graph/passes.hpp"
+#include "offramp/graph/quantized_patterns.hpp"
 #include "offramp/layer/integer.hpp"
 
 namespace offramp::passes {
 
-/// Scale and zero point of a tensor of bytes.
-struct ByteScale {
-  float scale = 1;
-  std::int32_t zero = 0;
-  DType type = DType::u8;
-  bool operator==(const ByteScale&) const = default;
-
-  float low() const noexcept { return static_cast<float>(range_of(type).first - zero); }
-  float high() const noexcept { return static_cast<float>(range_of(type).second - zero); }
-};
-
 /// Turns quantized patterns into the operators of layer/integer.hpp. What fits no pattern stays as it is and computes
 /// in float between its quantizations.
-class FuseIntegers {
+class FuseIntegers : private QuantizedPatterns {
  public:
-  FuseIntegers(Graph& g, const Inference& shapes) : g_(g), shapes_(shapes), m_(g) {}
+  FuseIntegers(Graph& g, const Inference& shapes) : QuantizedPatterns(g), shapes_(shapes) {}
 
   void run() {
     for (std::size_t i = 0; i < g_.nodes.size(); ++i) {
@@ -58,36 +47,6 @@ class FuseIntegers {
   }
 
  private:
-  static bool standard(const Node& n, std::string_view op) { return n.op == op && n.domain.empty(); }
-
-  std::optional<ByteScale> scale_of(ValueId scale, ValueId zero, bool any_count = false) const {
-    if (!g_.is_constant(scale)) return {};
-    const TensorView s = g_[scale].constant.view();
-    if (s.type != DType::f32 || s.count() < 1 || (s.count() != 1 && !any_count)) return {};
-    for (Index i = 0; i < s.count(); ++i) {
-      if (!(s.f32()[i] > 0) || !std::isfinite(s.f32()[i])) return {};
-    }
-    ByteScale b{s.f32()[0]};
-    if (zero != no_value) {
-      if (!g_.is_constant(zero)) return {};
-      const TensorView z = g_[zero].constant.view();
-      if (z.count() < 1 || (z.count() != 1 && !any_count)) return {};
-      b.type = z.type;
-      b.zero = static_cast<std::int32_t>(integer_at(z, 0));
-      for (Index i = 1; i < z.count(); ++i) {
-        if (integer_at(z, i) != b.zero) return {};
-      }
-    }
-    return b;
-  }
-  /// The scale of a value that is dequantized from bytes by one scale, and the bytes.
-  std::optional<std::pair<ByteScale, ValueId>> bytes_of(ValueId v) {
-    Node* dq = m_.producer(v, "DequantizeLinear");
-    if (!dq || !dq->domain.empty() || g_.is_constant(dq->inputs[0])) return {};
-    const auto s = scale_of(dq->input(1), dq->input(2));
-    if (!s || !is_byte(s->type)) return {};
-    return std::pair{*s, dq->inputs[0]};
-  }
   /// Constant weights as signed bytes, with a scale for each channel of `axis` (`channels` of them).
   struct Weights {
     Tensor bytes;
@@ -148,32 +107,6 @@ class FuseIntegers {
     return bias;
   }
 
-  /// What a chain of activations allows, in real numbers.
-  struct Bounds {
-    float low = -std::numeric_limits<float>::infinity(), high = std::numeric_limits<float>::infinity();
-  };
-  bool bounded_by(const Node& n, Bounds& b) const {
-    if (n.op == "Relu") {
-      b.low = std::max(b.low, 0.0f);
-      return true;
-    }
-    if (n.op != "Clip") return false;
-    const auto bound = [&](std::size_t i, const char* name, float fallback) -> std::optional<float> {
-      if (n.input(i) == no_value) return n.real(name, fallback);
-      const auto s = m_.scalar(n.input(i));
-      return s ? std::optional(static_cast<float>(*s)) : std::nullopt;
-    };
-    const auto low = bound(1, "min", b.low), high = bound(2, "max", b.high);
-    if (!low || !high) return false;
-    b.low = std::max(b.low, *low), b.high = std::min(b.high, *high);
-    return true;
-  }
-  /// Bounds of quantized numbers, less the zero point.
-  static std::pair<float, float> range(const ByteScale& y, const Bounds& b) {
-    return {std::clamp(std::nearbyint(b.low / y.scale), y.low(), y.high()),
-            std::clamp(std::nearbyint(b.high / y.scale), y.low(), y.high())};
-  }
-
   void set_tail(Node& n, const ByteScale& y, const Bounds& b) const {
     const auto [low, high] = range(y, b);
     n.set("low", low);
@@ -181,8 +114,6 @@ class FuseIntegers {
     n.set("zero", Index{y.zero});
     n.set("type", static_cast<Index>(y.type));
   }
-  ValueId constant(const Node& n, const char* what, Tensor t) { return g_.add_constant(n.name + what, std::move(t)); }
-
   // Makes `n` the product of bytes, with weights as [out][...] for a convolution or [k][n] for a matrix.
   void make_product(Node& n, const char* op, ValueId x, const ByteScale& xs, const Weights& w,
                     const std::optional<std::vector<std::int32_t>>& bias, const std::optional<ByteScale>& y,
@@ -248,37 +179,13 @@ class FuseIntegers {
     return true;
   }
 
-  // Gives `n` the output of `q`; what stood between them, `last` down to `n`, is dropped.
-  void take_chain(Node& n, Node& last, Node& q) {
-    const ValueId out = q.outputs[0];
-    if (&last != &n) {
-      Node* at = &last;
-      while (at && at != &n) {
-        Node* before = m_.producer(at->inputs[0]);
-        adopt(n, *at);
-        drop(*at);
-        at = before;
-      }
-    }
-    adopt(n, q);
-    drop(q);
-    n.outputs = {out};
-    m_ = Matcher(g_);
-  }
-
   // What a quantization stands behind.
   void behind(Node& q) {
     const auto y = scale_of(q.input(1), q.input(2));
     if (!y || !is_byte(y->type) || q.integer("output_dtype", 0) != 0) return;
     Bounds b;
-    Node* last = m_.producer(q.inputs[0]);
-    if (!last || !m_.is_private(q.inputs[0])) return;
-    Node* n = last;
-    while (n && bounded_by(*n, b)) {
-      if (n->inputs[0] == no_value || !m_.is_private(n->inputs[0])) return;
-      n = m_.producer(n->inputs[0]);
-    }
-    if (!n || !n->domain.empty()) return;
+    const auto [n, last] = chain_behind(q, b);
+    if (!n) return;
     if (n->op == "Conv" || n->op == "Gemm" || n->op == "MatMul") {
       product(*n, *last, &q, b);
     } else if (n->op == "Add") {
@@ -315,31 +222,6 @@ class FuseIntegers {
     n.set("zero", Index{y.zero});
     n.set("type", static_cast<Index>(y.type));
     take_chain(n, last, q);
-  }
-
-  // Operators that move elements or pick the largest do the same to bytes of one scale.
-  void movement(Node& n, Node& q, const ByteScale& y) {
-    const bool one = n.op == "MaxPool" || n.op == "GlobalMaxPool" || n.op == "Reshape" || n.op == "Flatten" ||
-                     n.op == "Transpose" || n.op == "Slice" || n.op == "Squeeze" || n.op == "Unsqueeze" ||
-                     n.op == "Identity" || n.op == "Pad";
-    if (!(one || n.op == "Concat") || n.outputs.size() != 1) return;
-    std::vector<ValueId> bytes;
-    for (std::size_t i = 0; i < (one ? 1 : n.inputs.size()); ++i) {
-      const auto x = bytes_of(n.inputs[i]);
-      if (!x || !(x->first == y)) return;
-      bytes.push_back(x->second);
-    }
-    if (n.op == "Pad") {
-      if (n.text("mode", "constant") != "constant" || g_.opset < 11) return;
-      const auto value = n.input(2) == no_value ? std::optional(0.0) : m_.scalar(n.input(2));
-      if (!value || *value != 0) return;
-      Tensor zero(y.type, {});
-      put_integer({y.type, {}, zero.mutable_data()}, 0, y.zero);
-      n.inputs.resize(std::max<std::size_t>(3, n.inputs.size()), no_value);
-      n.inputs[2] = constant(n, ".zero", zero);
-    }
-    for (std::size_t i = 0; i < bytes.size(); ++i) n.inputs[i] = bytes[i];
-    take_chain(n, n, q);
   }
 
   // An addition of bytes moves into the product that computes one of its operands.
@@ -395,9 +277,7 @@ class FuseIntegers {
 
   const Shape& shape(ValueId v) const { return shapes_.views[static_cast<std::size_t>(v)].shape; }
 
-  Graph& g_;
   const Inference& shapes_;
-  Matcher m_;
 };
 
 }  // namespace offramp::passes
