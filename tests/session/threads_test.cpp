@@ -51,6 +51,36 @@ TEST(Threads, OneModelEightThreadsBitwiseEqual) {
   }
 }
 
+// Images large enough for threads to share the copying: the turn to channels last and the first layer's padding.
+TEST(Threads, CopiesOfLargeImagesAreSplit) {
+  test::Builder b;
+  auto x = b.input("input", {dynamic, 3, 131, 133});
+  b.output(b.node("Transpose", {x}, {{"perm", std::vector<Index>{0, 3, 1, 2}}}), "turned");
+  x = b.node("Conv", {x, b.constant({8, 3, 7, 7}, 1)},
+             {{"strides", std::vector<Index>{2, 2}}, {"pads", std::vector<Index>{3, 2, 1, 3}}});
+  b.output(b.node("Relu", {x}), "map");
+  for (const Index threads : {1, 2, 3}) {
+    ModelOptions options;
+    if (threads > 1) options.pool = std::make_shared<ThreadPool>(threads);
+    const Model m(b.g, options);
+    for (const Index batch : {1, 4}) {
+      const std::vector<Tensor> in{test::random_tensor({batch, 3, 131, 133}, 5)};
+      const auto out = m.run(in), plain = m.run_graph(in);
+      const float *from = in[0].view().f32(), *turned = out[0].view().f32();
+      for (Index n = 0; n < batch; ++n) {
+        for (Index w = 0; w < 133; ++w) {
+          for (Index c = 0; c < 3; ++c) {
+            for (Index h = 0; h < 131; ++h)
+              ASSERT_EQ(*turned++, from[((n * 3 + c) * 131 + h) * 133 + w]) << threads << batch;
+          }
+        }
+      }
+      for (Index i = 0; i < out[1].count(); ++i)
+        ASSERT_NEAR(out[1].view().f32()[i], plain[1].view().f32()[i], 1e-4f) << threads << batch << i;
+    }
+  }
+}
+
 // Sessions that share a pool of threads for their operations.
 TEST(Threads, OnePoolManySessionsBitwiseEqual) {
   ModelOptions options;

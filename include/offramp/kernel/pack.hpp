@@ -30,19 +30,32 @@ inline void pack(const float* b, Index row_step, Index column_step, Index k, Ind
   }
 }
 
-/// out[c][r] = in[r][c], in tiles that stay in L1.
+/// out[c][r] = in[r][c], in tiles that stay in L1. Rows of `in` are `stride` apart.
 template <class T>
-void transpose(const T* in, Index rows, Index columns, T* out) noexcept {
+void transpose(const T* in, Index rows, Index columns, Index stride, T* out) noexcept {
+  if (rows == 3) {  // the planes of an image, to pixels
+    for (Index c = 0; c < columns; ++c, out += 3) {
+      out[0] = in[c];
+      out[1] = in[stride + c];
+      out[2] = in[2 * stride + c];
+    }
+    return;
+  }
   constexpr Index tile = 16;
   for (Index r0 = 0; r0 < rows; r0 += tile) {
     const Index r1 = std::min(rows, r0 + tile);
     for (Index c0 = 0; c0 < columns; c0 += tile) {
       const Index c1 = std::min(columns, c0 + tile);
       for (Index c = c0; c < c1; ++c) {
-        for (Index r = r0; r < r1; ++r) out[c * rows + r] = in[r * columns + c];
+        for (Index r = r0; r < r1; ++r) out[c * rows + r] = in[r * stride + c];
       }
     }
   }
+}
+
+template <class T>
+void transpose(const T* in, Index rows, Index columns, T* out) noexcept {
+  transpose(in, rows, columns, columns, out);
 }
 
 /// Whether the matrix kernel should keep a panel of B in cache and walk the rows inside: B overflows half of a usual

@@ -157,7 +157,7 @@ class ConvPlan {
     if (!joined) g.offsets = offsets_.data();
     for (Index image = 0; image < (joined ? 1 : batch); ++image) {
       const float* x = in + image * w_.in_count() * in_channels_;
-      if (kind_ == Kind::rows) x = padded(x, reinterpret_cast<float*>(scratch));
+      if (kind_ == Kind::rows) x = padded(x, reinterpret_cast<float*>(scratch), executor);
       for (Index group = 0; group < group_; ++group) {
         g.a = x + group * (in_channels_ / group_);
         g.lda = in_channels_;
@@ -265,16 +265,25 @@ class ConvPlan {
 
   static float* floats(Tensor& t) noexcept { return static_cast<float*>(t.mutable_data()); }
 
-  const float* padded(const float* in, float* out) const noexcept {
+  const float* padded(const float* in, float* out, ExecutorRef executor) const noexcept {
     const std::array<Index, 3> size = w_.padded();
-    std::memset(out, 0, static_cast<std::size_t>(w_.padded_count() * in_channels_) * sizeof(float));
-    for (Index d = 0; d < w_.in[0]; ++d) {
-      for (Index h = 0; h < w_.in[1]; ++h) {
-        float* to = out + (((d + w_.begin[0]) * size[1] + h + w_.begin[1]) * size[2] + w_.begin[2]) * in_channels_;
-        std::memcpy(to, in, static_cast<std::size_t>(w_.in[2] * in_channels_) * sizeof(float));
-        in += w_.in[2] * in_channels_;
+    const Index row = size[2] * in_channels_, inner = w_.in[2] * in_channels_, before = w_.begin[2] * in_channels_;
+    const Index rows = size[0] * size[1];
+    const bool pays = executor.threads() > 1 && rows * row >= 32 * 1024;
+    const Index parts = pays ? std::min(rows, executor.threads()) : 1;
+    executor.each(parts, [&](Index part) {
+      for (Index r = part * rows / parts; r < (part + 1) * rows / parts; ++r) {
+        const Index d = r / size[1] - w_.begin[0], h = r % size[1] - w_.begin[1];
+        float* to = out + r * row;
+        if (d < 0 || d >= w_.in[0] || h < 0 || h >= w_.in[1]) {
+          std::fill_n(to, row, 0.0f);
+          continue;
+        }
+        std::fill_n(to, before, 0.0f);
+        std::memcpy(to + before, in + (d * w_.in[1] + h) * inner, static_cast<std::size_t>(inner) * sizeof(float));
+        std::fill_n(to + before + inner, row - before - inner, 0.0f);
       }
-    }
+    });
     return out;
   }
 

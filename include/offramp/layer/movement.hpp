@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "offramp/kernel/pack.hpp"
 #include "offramp/layer/element.hpp"
 #include "offramp/layer/operation.hpp"
 #include "offramp/layer/reduce.hpp"
@@ -130,17 +131,23 @@ void gather_strided(const T* x, Index first, const Shape& sizes, const Shape& st
     *y = x[first];
     return;
   }
-  const Index n = sizes[rank - 1], step = strides[rank - 1], runs = sizes.count(0, rank - 1);
+  const Index n = sizes[rank - 1], step = strides[rank - 1];
+  const bool turns = rank > 1 && step > 1 && strides[rank - 2] == 1;  // the last two axes are a transposed matrix
+  const int outer = turns ? rank - 2 : rank - 1;
+  const Index runs = sizes.count(0, outer), columns = turns ? sizes[rank - 2] : 1;
   std::array<Index, Shape::max_rank> at{};
   Index offset = first;
   for (Index r = 0; r < runs; ++r) {
-    if (step == 1) {
+    if (turns) {
+      kernel::transpose(x + offset, n, columns, step, y);
+      y += n * columns;
+    } else if (step == 1) {
       std::memcpy(y, x + offset, static_cast<std::size_t>(n) * sizeof(T));
       y += n;
     } else {
       for (Index i = 0; i < n; ++i) *y++ = x[offset + i * step];
     }
-    for (int a = rank - 2; a >= 0; --a) {
+    for (int a = outer - 1; a >= 0; --a) {
       const auto u = static_cast<std::size_t>(a);
       offset += strides[a];
       if (++at[u] < sizes[a]) break;
@@ -203,7 +210,21 @@ class TransposeOperation final : public Operation {
     const Shape own = strides_of(x.shape);
     Shape strides;
     for (int i = 0; i < x.shape.rank(); ++i) strides.push_back(own[axis(i, x.shape.rank())]);
-    detail::gather_strided(x, 0, strides, run.out[0]);
+    // Parts are slices of the first axis that has more than one element.
+    const TensorView& y = run.out[0];
+    int split = 0;
+    while (split + 1 < y.shape.rank() && y.shape[split] == 1) ++split;
+    const bool pays = run.executor.threads() > 1 && y.bytes() >= 128 * 1024;
+    const Index size = y.shape.rank() > 0 ? y.shape[split] : 1,
+                parts = pays ? std::min(size, run.executor.threads()) : 1;
+    const Index slice = y.bytes() / std::max<Index>(1, size);
+    run.executor.each(parts, [&](Index part) {
+      const Index from = part * size / parts, to = (part + 1) * size / parts;
+      TensorView some = y;
+      if (parts > 1) some.shape[split] = to - from;
+      some.data = static_cast<std::byte*>(y.data) + from * slice;
+      detail::gather_strided(x, parts > 1 ? from * strides[split] : 0, strides, some);
+    });
     return true;
   }
 
