@@ -257,6 +257,14 @@ class Optimizer {
     }
   }
 
+  // Ends what it tells the progress of, once interrupted.
+  static offramp::CacheProgress interruptible_progress() {
+    return [bar = cache_progress()](const std::string& what, Index done, Index total) {
+      if (interrupted()) offramp::raise("interrupted");
+      bar(what, done, total);
+    };
+  }
+
   void quantize(const offramp::Version& v, std::vector<offramp::Version>& into) {
     attempt(v.name + " int8", [&] {
       offramp::QuantizeOptions q;
@@ -277,7 +285,7 @@ class Optimizer {
       p.distil.epochs = o_.distil;
       p.distil.threads = o_.threads;
       p.distil.seed = p.seed = o_.seed;
-      const auto bar = cache_progress();
+      const auto bar = interruptible_progress();
       Model m(
           offramp::prune(v.model, data_.samples, p, [&](Index done, Index total) { bar("distilling", done, total); })
               .graph,
@@ -304,7 +312,7 @@ class Optimizer {
       d.samples = data_.samples;
       d.calibration = select_.samples;
       if (o_.drop) d.labels = data_.labels, d.calibration_labels = select_.labels;
-      const offramp::CacheResult r = offramp::cache_layers(v.model, d, c, cache_progress());
+      const offramp::CacheResult r = offramp::cache_layers(v.model, d, c, interruptible_progress());
       OFFRAMP_REQUIRE(r.has_exits, "no exits: " + r.reason);
       Model m(r.graph, options_);
       into.push_back({name, m});

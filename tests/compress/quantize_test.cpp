@@ -188,6 +188,25 @@ TEST(Quantize, WritesTheQOperatorForm) {
   }
 }
 
+// What the operators on bytes cannot say stays as it is.
+TEST(Quantize, OperatorFormLeavesWhatItCannotSay) {
+  test::Builder b;
+  b.g.opset = 13;
+  const auto scales = b.constant(Tensor::of<float>({2}, std::vector<float>{0.1f, 0.2f}));
+  const auto zeros = b.constant(Tensor(DType::u8, {2}));
+  const auto scale = b.constant(Tensor::of<float>({}, std::vector<float>{0.1f})),
+             zero = b.constant(Tensor(DType::u8, {}));
+  const auto x = b.input("input", {dynamic, 2, 3, 3});
+  const auto y =
+      b.node("DequantizeLinear", {b.node("QuantizeLinear", {x, scales, zeros}), scales, zeros});  // a scale a channel
+  const auto z = b.node("DequantizeLinear", {b.node("QuantizeLinear", {x, scale, zero}), scale, zero});
+  b.output(b.node("DequantizeLinear", {b.node("QuantizeLinear", {b.node("Add", {y, z}), scale, zero}), scale, zero}),
+           "sum");
+  const Graph form = operator_form(b.g);
+  EXPECT_EQ(std::count_if(form.nodes.begin(), form.nodes.end(), [](const Node& n) { return n.op == "Add"; }), 1);
+  EXPECT_EQ(std::count_if(form.nodes.begin(), form.nodes.end(), [](const Node& n) { return !n.domain.empty(); }), 0);
+}
+
 // QOperator form, as other quantizers write it: QLinearConv of the standard, QLinearAdd and others of com.microsoft.
 TEST(Quantize, RunsTheQOperatorForm) {
   test::Builder b;

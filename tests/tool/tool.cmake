@@ -136,6 +136,18 @@ if(repeated EQUAL 0)
   message(FATAL_ERROR "nothing stands on the front")
 endif()
 run(eval ${WORK}/best.onnx --data ${DATASET} --json)
+# Interrupted while it trains heads, it chooses from what there is.
+find_program(TIMEOUT timeout)
+if(TIMEOUT)
+  execute_process(
+    COMMAND ${TIMEOUT} --preserve-status -s INT 4 ${TOOL} optimize ${WORK}/plain.onnx --data
+            "fashion-mnist:${DATA}:train[0:1600]" --max-disagreement 5 --without int8 prune cascade
+            --output ${WORK}/interrupted.onnx
+    OUTPUT_VARIABLE text ERROR_VARIABLE error RESULT_VARIABLE code)
+  if(NOT code EQUAL 0 OR NOT text MATCHES "with exits: interrupted" OR NOT EXISTS ${WORK}/interrupted.onnx)
+    message(FATAL_ERROR "an interrupted optimize: exit code ${code}\n${text}\n${error}")
+  endif()
+endif()
 expect_error(quantize ${WORK}/plain.onnx --data nonsense)
 expect_error(prune ${WORK}/plain.onnx --data ${DATASET} --remove 98)
 expect_error(cascade ${WORK}/plain.onnx ${WORK}/plain.onnx --data ${DATASET} --max-disagreement 1)

@@ -47,7 +47,7 @@ class ToOperatorForm : private QuantizedPatterns {
       n->inputs.insert(n->inputs.end(), more);
     };
     if (n->op == "Conv" || n->op == "MatMul") {
-      const Node *x = operand(n->input(0)), *w = operand(n->input(1));
+      const Node *x = operand(n->input(0)), *w = weights(n->input(1), n->op == "Conv" ? 0 : 1);
       if (!x || !w || (n->op == "MatMul" && n->inputs.size() > 2)) return;
       ValueId bias = no_value;
       if (n->input(2) != no_value && (bias = sums(n->input(2), *x, *w)) == no_value) return;
@@ -86,7 +86,7 @@ class ToOperatorForm : private QuantizedPatterns {
 
   // With null for `q` the result stays in float.
   void gemm(Node& n, Node* last, Node* q) {
-    const Node *x = operand(n.input(0)), *w = operand(n.input(1));
+    const Node *x = operand(n.input(0)), *w = weights(n.input(1), n.integer("transB", 0) != 0 ? 0 : 1);
     if (!standard(n, "Gemm") || !x || !w || (n.input(2) != no_value && n.real("beta", 1) != 1.0f)) return;
     ValueId bias = no_value;
     if (n.input(2) != no_value && (bias = sums(n.input(2), *x, *w)) == no_value) return;
@@ -103,12 +103,21 @@ class ToOperatorForm : private QuantizedPatterns {
     n.domain = "com.microsoft";
     n.inputs = std::move(inputs);
   }
-  /// The dequantization that an operand comes from, of bytes with constant parameters; or null.
-  const Node* operand(ValueId v) {
+  /// The dequantization that an operand comes from, of bytes with one constant scale; or null.
+  const Node* operand(ValueId v, bool any_count = false) {
     const Node* dq = m_.producer(v, "DequantizeLinear");
     if (!dq || !dq->domain.empty() || dq->input(2) == no_value) return nullptr;
-    const auto s = scale_of(dq->input(1), dq->input(2), true);
+    const auto s = scale_of(dq->input(1), dq->input(2), any_count);
     return s && is_byte(s->type) ? dq : nullptr;
+  }
+  /// The same of constant weights, which may have a scale for each channel of `axis`.
+  const Node* weights(ValueId v, Index axis) {
+    const Node* dq = operand(v, true);
+    if (!dq || !g_.is_constant(dq->inputs[0])) return nullptr;
+    const int rank = g_[dq->inputs[0]].constant.shape().rank();
+    const Index own = dq->integer("axis", 1);
+    const bool fits = g_[dq->inputs[1]].constant.count() == 1 || (own < 0 ? own + rank : own) == axis;
+    return fits ? dq : nullptr;
   }
   static std::vector<ValueId> join(const std::vector<const Node*>& operands) {
     std::vector<ValueId> v;
