@@ -96,8 +96,7 @@ inline int quantize_command(const Model& m, const CompressCommand& o, const offr
   const Data data = read_data(o.data);
   check_data(m, data);
   const offramp::QuantizeResult r = offramp::quantize(m, first_samples(data, o.samples), quantize_options(o, options));
-  const std::string file =
-      offramp::onnx::write(o.form == "qoperator" ? offramp::operator_form(r.graph) : offramp::Graph(r.graph));
+  const std::string file = offramp::onnx::write(o.form == "qoperator" ? offramp::operator_form(r.graph) : r.graph);
   if (!o.output.empty()) offramp::onnx::write_file(o.output, file);
   json j = {{"samples", r.samples}, {"calibration_agreement", r.agreement}, {"layers", json::array()}};
   for (const auto& l : r.layers)

@@ -180,7 +180,7 @@ class Optimizer {
         const auto known = scores_of(*f, select_, select_answers_);
         settings = offramp::denser_path(records_of(f->selection, known, offramp::Truth::full_network), f->path);
       }
-      const offramp::ExitRecords r = records_of(f->selection, scores, risk_truth());
+      const offramp::ExitRecords r = records_of(f->selection, scores, truth_of(target_.risk));
       const auto c = offramp::certify_thresholds(r, settings, {target_.risk, target_.epsilon, delta, false});
       if (c.certificate.p_value > delta) {
         f->rejected = "its certificate failed on the samples that certify";
@@ -332,22 +332,21 @@ class Optimizer {
         scores.stage_prices = std::move(stages), scores.head_prices = std::move(heads);
         scores.full_price = reference_ms();
       }
-      offramp::ExitCalibrationOptions c;
-      c.target = target_;
-      const auto r = offramp::calibrate_exits(scores, scores, c);
-      // As strict as the certificate will probably have it: else forms would be compared where none of them ends up.
-      const offramp::ThresholdSetting* likely =
-          r.selection.exits.empty()
-              ? nullptr
-              : offramp::forecast_certified(records_of(r.selection, scores, risk_truth()), r.path,
-                                            {target_.risk, target_.epsilon, (1 - o_.confidence) / 2, false},
-                                            certify_.count());
+      f.selection = offramp::choose_policy(scores, target_);
+      const offramp::ThresholdSetting* likely = nullptr;
+      if (!f.selection.exits.empty()) {
+        f.path = offramp::path_of(records_of(f.selection, scores, offramp::Truth::full_network));
+        // As strict as the certificate will probably have it: else forms would be compared where none of them ends up.
+        likely = offramp::forecast_certified(records_of(f.selection, scores, truth_of(target_.risk)), f.path,
+                                             {target_.risk, target_.epsilon, (1 - o_.confidence) / 2, false},
+                                             certify_.count());
+      }
       if (!likely || !offramp::has_early_exits(likely->thresholds)) {
         f.rejected = "no exit pays for itself at this risk";
         forms_.push_back(std::move(f));
         return;
       }
-      f.selection = r.selection, f.path = r.path, f.thresholds = likely->thresholds;
+      f.thresholds = likely->thresholds;
       set_policy(f);
     }
     forms_.push_back(std::move(f));
@@ -372,9 +371,6 @@ class Optimizer {
   static offramp::ExitRecords records_of(const offramp::Selection& s, const offramp::ExitScores& scores,
                                          offramp::Truth truth) {
     return offramp::judge_with(s, offramp::keep_exits(scores, s.exits), truth);
-  }
-  offramp::Truth risk_truth() const {
-    return target_.risk == offramp::Risk::accuracy_drop ? offramp::Truth::labels : offramp::Truth::full_network;
   }
   double loss_of(const Contender& c) const {
     if (target_.risk == offramp::Risk::disagreement) return 1 - c.agreement();

@@ -82,5 +82,17 @@ TEST(Serving, RegistryAddsReplacesAndRemoves) {
   EXPECT_EQ(session.predict(x)[0].label, 3);  // whoever serves keeps what it has
 }
 
+// Of versions that several threads put under a new name at once, one makes the handle and each other replaces it.
+TEST(Serving, RegistryLosesNoVersion) {
+  for (int round = 0; round < 50; ++round) {
+    ModelRegistry registry;
+    {
+      std::vector<std::jthread> threads;
+      for (int i = 0; i < 4; ++i) threads.emplace_back([&registry] { registry.put("a", constant_network(1)); });
+    }
+    ASSERT_EQ(registry.find("a")->version(), 3U);
+  }
+}
+
 }  // namespace
 }  // namespace offramp

@@ -70,6 +70,11 @@ struct Selection : Confidence {
   std::vector<std::pair<std::string, double>> tried;  ///< each kind's held-out loss
 };
 
+/// What a risk is judged by.
+constexpr Truth truth_of(Risk risk) noexcept {
+  return risk == Risk::accuracy_drop ? Truth::labels : Truth::full_network;
+}
+
 /// What a confidence makes of scores. Agreement with the full network is always that of the exits' own answers: where
 /// the last answer is the mean of all, labels say what that is worth.
 inline ExitRecords judge_with(const Confidence& by, const ExitScores& scores, Truth truth) {
@@ -359,8 +364,7 @@ inline std::vector<ValidatedRisk> validated_risks(const std::vector<ThresholdSet
     const ExitScores a = keep_samples(scores, learn), b = keep_samples(scores, check);
     const Confidence learned{by.kind, gate_for(by.kind, a), by.last_ensemble};
     const auto own = threshold_path(judge_with(learned, a, truth), 120);
-    const ExitRecords unknown =
-        judge_with(learned, b, risk == Risk::accuracy_drop ? Truth::labels : Truth::full_network);
+    const ExitRecords unknown = judge_with(learned, b, truth_of(risk));
     std::size_t at = 0, judged_at = own.size();
     detail::Losses losses;
     for (std::size_t i = 0; i < path.size() && !own.empty(); ++i) {
@@ -418,6 +422,11 @@ struct ExitCalibrationOptions {
   std::vector<PolicyKind> kinds;  ///< empty: all
 };
 
+/// The path of settings, strict to lax, of a selection on the samples that chose it.
+inline std::vector<ThresholdSetting> path_of(const ExitRecords& agreement) {
+  return threshold_path(agreement, 240);
+}
+
 struct ExitCalibration {
   Selection selection;
   std::vector<ThresholdSetting> path;  ///< strict to lax, on the samples that chose
@@ -441,7 +450,7 @@ inline ExitCalibration calibrate_exits(const ExitScores& select, const ExitScore
       static_cast<std::size_t>(chosen.agreement.exits - 1) * static_cast<std::size_t>(chosen.agreement.groups),
       std::numeric_limits<float>::infinity());
   if (s.exits.empty()) return r;
-  r.path = threshold_path(chosen.agreement, 240);
+  r.path = path_of(chosen.agreement);
   const ThresholdSetting* best =
       options.target.budget ? detail::at_target(r.path, chosen, options.target)
                             : detail::at_validated_target(r.path, keep_exits(select, s.exits), s, options.target);

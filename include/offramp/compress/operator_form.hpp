@@ -5,7 +5,6 @@
 
 #include <cmath>
 #include <string>
-#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -42,10 +41,7 @@ class ToOperatorForm : private QuantizedPatterns {
     if (!n) return;
     // An activation goes without saying where it bounds nothing that the bytes do not.
     if (range(*y, b) != range(*y, {})) return;
-    const auto tail = [&](std::initializer_list<ValueId> more = {}) {
-      n->inputs.insert(n->inputs.end(), {q.input(1), q.input(2)});
-      n->inputs.insert(n->inputs.end(), more);
-    };
+    const auto tail = [&] { n->inputs.insert(n->inputs.end(), {q.input(1), q.input(2)}); };
     if (n->op == "Conv" || n->op == "MatMul") {
       const Node *x = operand(n->input(0)), *w = weights(n->input(1), n->op == "Conv" ? 0 : 1);
       if (!x || !w || (n->op == "MatMul" && n->inputs.size() > 2)) return;
@@ -124,14 +120,15 @@ class ToOperatorForm : private QuantizedPatterns {
     for (const Node* dq : operands) v.insert(v.end(), {dq->inputs[0], dq->inputs[1], dq->inputs[2]});
     return v;
   }
-  /// The constant int32 bias in units of the sums of x and w, or none.
+  /// The constant int32 bias in units of the sums of x and w, without a zero point, or none.
   ValueId sums(ValueId v, const Node& x, const Node& w) {
     const Node* dq = m_.producer(v, "DequantizeLinear");
     if (!dq || !dq->domain.empty() || !g_.is_constant(dq->inputs[0]) || !g_.is_constant(dq->inputs[1])) return no_value;
     const Tensor& bias = g_[dq->inputs[0]].constant;
     const TensorView unit = g_[dq->inputs[1]].constant.view(), xs = g_[x.inputs[1]].constant.view(),
                      ws = g_[w.inputs[1]].constant.view();
-    if (bias.type() != DType::i32 || xs.count() != 1 || unit.count() != ws.count()) return no_value;
+    if (!is_zero(dq->input(2)) || bias.type() != DType::i32 || xs.count() != 1 || unit.count() != ws.count())
+      return no_value;
     for (Index i = 0; i < ws.count(); ++i) {
       const float expected = xs.f32()[0] * ws.f32()[i];
       if (!(std::fabs(unit.f32()[i] - expected) <= 1e-6f * expected)) return no_value;

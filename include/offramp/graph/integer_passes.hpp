@@ -87,13 +87,7 @@ class FuseIntegers : private QuantizedPatterns {
       const TensorView b = g_[dq->inputs[0]].constant.view();
       if (!g_.is_constant(dq->input(1))) return {};
       const TensorView s = g_[dq->input(1)].constant.view();
-      if (dq->input(2) != no_value) {
-        if (!g_.is_constant(dq->input(2))) return {};
-        const TensorView z = g_[dq->input(2)].constant.view();
-        for (Index i = 0; i < z.count(); ++i) {
-          if (integer_at(z, i) != 0) return {};
-        }
-      }
+      if (!is_zero(dq->input(2))) return {};
       for (Index i = 0; i < b.count(); ++i)
         real.push_back(real_at(b, i) * static_cast<double>(s.f32()[s.count() == 1 ? 0 : i]));
     } else {

@@ -56,6 +56,16 @@ class QuantizedPatterns {
     }
     return b;
   }
+  /// Whether a zero point is absent, or known to be 0 everywhere.
+  bool is_zero(ValueId zero) const {
+    if (zero == no_value) return true;
+    if (!g_.is_constant(zero)) return false;
+    const TensorView z = g_[zero].constant.view();
+    for (Index i = 0; i < z.count(); ++i) {
+      if (integer_at(z, i) != 0) return false;
+    }
+    return true;
+  }
   /// The scale of a value that is dequantized from bytes by one scale, and the bytes.
   std::optional<std::pair<ByteScale, ValueId>> bytes_of(ValueId v) {
     Node* dq = m_.producer(v, "DequantizeLinear");

@@ -11,6 +11,11 @@ namespace offramp::kernel {
 
 /// Multiply-adds below which a second thread does not pay for waking it.
 inline constexpr Index least_parallel_macs = 100'000;
+/// Bytes of a copy below which it does not either.
+inline constexpr Index least_parallel_bytes = 128 * 1024;
+constexpr bool copy_pays(Index bytes) noexcept {
+  return bytes >= least_parallel_bytes;
+}
 
 /// Part `i` of `parts` of n things in steps of `step`: [first, last).
 struct Range {

@@ -269,10 +269,9 @@ class ConvPlan {
     const std::array<Index, 3> size = w_.padded();
     const Index row = size[2] * in_channels_, inner = w_.in[2] * in_channels_, before = w_.begin[2] * in_channels_;
     const Index rows = size[0] * size[1];
-    const bool pays = executor.threads() > 1 && rows * row >= 32 * 1024;
-    const Index parts = pays ? std::min(rows, executor.threads()) : 1;
-    executor.each(parts, [&](Index part) {
-      for (Index r = part * rows / parts; r < (part + 1) * rows / parts; ++r) {
+    const auto bytes = rows * row * static_cast<Index>(sizeof(float));
+    kernel::each_range(kernel::copy_pays(bytes) ? executor : ExecutorRef(), rows, 1, [&](kernel::Range some) {
+      for (Index r = some.first; r < some.last; ++r) {
         const Index d = r / size[1] - w_.begin[0], h = r % size[1] - w_.begin[1];
         float* to = out + r * row;
         if (d < 0 || d >= w_.in[0] || h < 0 || h >= w_.in[1]) {

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "offramp/kernel/pack.hpp"
+#include "offramp/kernel/split.hpp"
 #include "offramp/layer/element.hpp"
 #include "offramp/layer/operation.hpp"
 #include "offramp/layer/reduce.hpp"
@@ -210,20 +211,19 @@ class TransposeOperation final : public Operation {
     const Shape own = strides_of(x.shape);
     Shape strides;
     for (int i = 0; i < x.shape.rank(); ++i) strides.push_back(own[axis(i, x.shape.rank())]);
-    // Parts are slices of the first axis that has more than one element.
     const TensorView& y = run.out[0];
-    int split = 0;
-    while (split + 1 < y.shape.rank() && y.shape[split] == 1) ++split;
-    const bool pays = run.executor.threads() > 1 && y.bytes() >= 128 * 1024;
-    const Index size = y.shape.rank() > 0 ? y.shape[split] : 1,
-                parts = pays ? std::min(size, run.executor.threads()) : 1;
-    const Index slice = y.bytes() / std::max<Index>(1, size);
-    run.executor.each(parts, [&](Index part) {
-      const Index from = part * size / parts, to = (part + 1) * size / parts;
+    int first = 0;  // axis that has more than one element: parts are slices of it
+    while (first < y.shape.rank() && y.shape[first] == 1) ++first;
+    if (first == y.shape.rank() || !kernel::copy_pays(y.bytes())) {
+      detail::gather_strided(x, 0, strides, y);
+      return true;
+    }
+    const Index size = y.shape[first], slice = y.bytes() / size;
+    kernel::each_range(run.executor, size, 1, [&](kernel::Range r) {
       TensorView some = y;
-      if (parts > 1) some.shape[split] = to - from;
-      some.data = static_cast<std::byte*>(y.data) + from * slice;
-      detail::gather_strided(x, parts > 1 ? from * strides[split] : 0, strides, some);
+      some.shape[first] = r.last - r.first;
+      some.data = static_cast<std::byte*>(y.data) + r.first * slice;
+      detail::gather_strided(x, r.first * strides[first], strides, some);
     });
     return true;
   }

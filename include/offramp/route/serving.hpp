@@ -105,19 +105,14 @@ class ModelRegistry {
  public:
   /// Adds a version or replaces the one of that name.
   std::shared_ptr<ModelHandle> put(const std::string& name, Model model) {
-    std::shared_ptr<ModelHandle> held = find(name);
-    if (held) {
-      held->replace(std::move(model));
-      return held;
-    }
-    auto fresh = std::make_shared<ModelHandle>(model);
+    auto held = std::make_shared<ModelHandle>(model);
     {
       const std::lock_guard lock(mutex_);
-      const auto [at, is_new] = handles_.try_emplace(name, std::move(fresh));
-      held = at->second;
+      const auto [at, is_new] = handles_.try_emplace(name, held);
       if (is_new) return held;
+      held = at->second;
     }
-    held->replace(std::move(model));  // another thread has put a version of that name meanwhile
+    held->replace(std::move(model));
     return held;
   }
   /// The handle of a name, or null.
