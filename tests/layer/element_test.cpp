@@ -18,14 +18,14 @@ TEST(Broadcast, FollowsNumpy) {
 TEST(Broadcast, WalkVisitsEveryElement) {
   const Shape cases[][2] = {{{2, 3, 4}, {2, 3, 4}}, {{2, 3, 4}, {4}}, {{2, 3, 4}, {3, 1}},   {{2, 3, 4}, {2, 1, 4}},
                             {{1, 1}, {5, 6}},       {{3}, {}},        {{4, 1, 2}, {1, 3, 1}}};
-  for (const auto& [a, b] : cases) {
-    const Shape out = broadcast_shape(a, b);
-    const BroadcastWalk walk(out, {&a, &b});
+  for (const auto& operands : cases) {
+    const Shape out = broadcast_shape(operands[0], operands[1]);
+    const BroadcastWalk walk(out, {&operands[0], &operands[1]});
     Index visited = 0;
     walk.each([&](Index at, const auto& offset) {
       for (Index i = 0; i < walk.inner; ++i, ++visited) {
         for (std::size_t k = 0; k < 2; ++k) {
-          const Shape& s = k == 0 ? a : b;
+          const Shape& s = operands[k];
           Index flat = at + i, expected = 0, stride = 1;
           for (int axis = out.rank() - 1; axis >= 0; --axis) {
             const Index p = flat % out[axis];

@@ -37,7 +37,8 @@ class ToOperatorForm : private QuantizedPatterns {
     const auto y = scale_of(q.input(1), q.input(2));
     if (!y || !is_byte(y->type) || q.input(2) == no_value || q.integer("output_dtype", 0) != 0) return;
     Bounds b;
-    const auto [n, last] = chain_behind(q, b);
+    const auto chain = chain_behind(q, b);
+    Node *const n = chain.first, *const last = chain.second;
     if (!n) return;
     // An activation goes without saying where it bounds nothing that the bytes do not.
     if (range(*y, b) != range(*y, {})) return;

@@ -214,11 +214,12 @@ class TransposeOperation final : public Operation {
     const TensorView& y = run.out[0];
     int first = 0;  // axis that has more than one element: parts are slices of it
     while (first < y.shape.rank() && y.shape[first] == 1) ++first;
-    if (first == y.shape.rank() || !kernel::copy_pays(y.bytes())) {
+    const auto bytes = static_cast<Index>(y.bytes());
+    if (first == y.shape.rank() || !kernel::copy_pays(bytes)) {
       detail::gather_strided(x, 0, strides, y);
       return true;
     }
-    const Index size = y.shape[first], slice = y.bytes() / size;
+    const Index size = y.shape[first], slice = bytes / size;
     kernel::each_range(run.executor, size, 1, [&](kernel::Range r) {
       TensorView some = y;
       some.shape[first] = r.last - r.first;
