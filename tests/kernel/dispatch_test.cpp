@@ -27,30 +27,45 @@ std::vector<float> packed(const std::vector<float>& b, Index k, Index n) {
   return p;
 }
 
-TEST_P(EveryIsa, GemmEqualsEigen) {
+void expect_gemm_equals_eigen(const Kernels& k, Index m, Index n, Index depth, bool columns_outside, unsigned seed) {
   using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+  const auto a = test::random_floats(m * depth, ++seed), b = test::random_floats(depth * n, ++seed),
+             bias = test::random_floats(padded_columns(n), ++seed), residual = test::random_floats(m * n, ++seed);
+  const auto p = packed(b, depth, n);
+  std::vector<float> c(static_cast<std::size_t>(m * n), nan);
+  Gemm g;
+  g.m = m, g.n = n, g.run = depth, g.a = a.data(), g.lda = depth, g.b = p.data(), g.bias = bias.data(),
+  g.residual = residual.data(), g.ldr = n, g.c = c.data(), g.ldc = n;
+  g.activation = Unary::relu;
+  g.columns_outside = columns_outside;
+  k.gemm(g);
+  const Matrix expected =
+      ((Eigen::Map<const Matrix>(a.data(), m, depth) * Eigen::Map<const Matrix>(b.data(), depth, n)).rowwise() +
+       Eigen::Map<const Eigen::RowVectorXf>(bias.data(), n)) +
+      Eigen::Map<const Matrix>(residual.data(), m, n);
+  const double error = (expected.cwiseMax(0.0f) - Eigen::Map<const Matrix>(c.data(), m, n)).cwiseAbs().maxCoeff() /
+                       std::max(1e-3f, expected.cwiseAbs().maxCoeff());
+  ASSERT_LT(error, 1e-5) << m << "x" << n << "x" << depth;
+}
+
+TEST_P(EveryIsa, GemmEqualsEigen) {
   unsigned seed = 1;
   for (const Index m : {1, 2, 3, 7, 14, 15, 49, 65}) {
     for (const Index n : {1, 10, 16, 17, 33, 64, 100}) {
       for (const Index depth : {1, 3, 4, 37, 144}) {
-        const auto a = test::random_floats(m * depth, ++seed), b = test::random_floats(depth * n, ++seed),
-                   bias = test::random_floats(padded_columns(n), ++seed), residual = test::random_floats(m * n, ++seed);
-        const auto p = packed(b, depth, n);
-        std::vector<float> c(static_cast<std::size_t>(m * n), nan);
-        Gemm g;
-        g.m = m, g.n = n, g.run = depth, g.a = a.data(), g.lda = depth, g.b = p.data(), g.bias = bias.data(),
-        g.residual = residual.data(), g.ldr = n, g.c = c.data(), g.ldc = n;
-        g.activation = Unary::relu;
-        g.columns_outside = seed % 2 == 0;
-        k.gemm(g);
-        const Matrix expected =
-            ((Eigen::Map<const Matrix>(a.data(), m, depth) * Eigen::Map<const Matrix>(b.data(), depth, n)).rowwise() +
-             Eigen::Map<const Eigen::RowVectorXf>(bias.data(), n)) +
-            Eigen::Map<const Matrix>(residual.data(), m, n);
-        const double error =
-            (expected.cwiseMax(0.0f) - Eigen::Map<const Matrix>(c.data(), m, n)).cwiseAbs().maxCoeff() /
-            std::max(1e-3f, expected.cwiseAbs().maxCoeff());
-        ASSERT_LT(error, 1e-5) << m << "x" << n << "x" << depth;
+        seed += 4;
+        ASSERT_NO_FATAL_FAILURE(expect_gemm_equals_eigen(k, m, n, depth, seed % 8 == 1, seed));
+      }
+    }
+  }
+}
+
+// Panels that are deeper than a cache are added up in parts.
+TEST_P(EveryIsa, DeepGemmEqualsEigen) {
+  for (const Index m : {8, 9, 33}) {
+    for (const Index n : {17, 80}) {
+      for (const Index depth : {8191, 8192, 9001}) {
+        ASSERT_NO_FATAL_FAILURE(expect_gemm_equals_eigen(k, m, n, depth, true, static_cast<unsigned>(m + n)));
       }
     }
   }
