@@ -42,6 +42,13 @@ enum class Unary : std::uint8_t {
 /// Functions of two variables with a vector kernel.
 enum class Binary : std::uint8_t { add, sub, mul, div, max, min, prelu, count };
 
+/// What a kernel asks memory for while it works: `steps` rows of 16 floats of every block of B from `b` on, `rate` of
+/// them at every fourth k. The product sets it by itself.
+struct Ahead {
+  const float* b = nullptr;
+  Index steps = 0, rate = 1;
+};
+
 /// A matrix product C = act(A B + bias + residual). A is given by row addresses, `taps` runs of `run` elements each, so
 /// that a convolution's window is read where it lies (indirect convolution, Dukhan 2019, arXiv 1907.02129).
 struct Gemm {
@@ -60,6 +67,7 @@ struct Gemm {
   Index ldc = 0;
   Unary activation = Unary::identity;
   float alpha = 0, beta = 0;
+  Ahead ahead;
   bool columns_outside = false;  ///< keep a panel of B in cache and walk the rows inside
 };
 
