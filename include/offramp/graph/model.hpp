@@ -23,6 +23,7 @@
 #include "offramp/graph/infer.hpp"
 #include "offramp/graph/integer_passes.hpp"
 #include "offramp/graph/passes.hpp"
+#include "offramp/graph/samples.hpp"
 #include "offramp/kernel/dispatch.hpp"
 
 namespace offramp {
@@ -138,6 +139,7 @@ class Model {
     int rank = 0;
     std::array<Affine, Shape::max_rank> sizes{};
     int storage = -1;  // values that share memory share a storage
+    Index hidden = 1;  // `BatchAxis::hidden`
     const void* constant = nullptr;
     Shape at(Index n) const noexcept {
       Shape s;
@@ -151,6 +153,7 @@ class Model {
     std::vector<ValueId> in, out;
     Index exit = 0;
     bool is_head = false, is_view = false, for_last = true;
+    bool apart = false;          // computes each sample from that sample alone
     std::size_t first_view = 0;  // of its operands in a state
   };
   struct Segment {
@@ -160,7 +163,7 @@ class Model {
   struct Block {
     std::size_t begin = 0, end = 0;
     Index sample_bytes = 0;  // the most that one of the steps reads and writes for a sample
-    bool whole = false;      // where a value that leaves the block is not one row for each sample
+    bool whole = false;      // where samples are mixed, or a value that leaves is not one row for each of them
 
     Index chunk(Index n) const noexcept {
       return whole ? n : std::clamp<Index>(cache_bytes / std::max<Index>(1, sample_bytes), 1, n);
@@ -212,6 +215,8 @@ class Model {
   static void arrange(Data& d);
   static void assign_storage(Data& d);
   static void cut_blocks(Data& d);
+  static void drop_unread(Data& d);
+  static BatchAxis batch_axis(const Data& d, ValueId v) noexcept;
   static bool is_rows(const Data& d, ValueId v) noexcept;
   static Memory plan_memory(const Data& d, Index n);
   static State state_of(const Data& d, Index capacity);
@@ -367,7 +372,8 @@ inline void Model::plan(Data& d) {
     // Inputs that only matter for shapes are not read: they need not be computed.
     for (std::size_t k = 0; k < s.in.size(); ++k) {
       if (s.op->use(k) == InputUse::shape && nodes[i].op != "Shape" && nodes[i].op != "Size" &&
-          !d.values[static_cast<std::size_t>(std::max(0, s.in[k]))].constant && k > 0)
+          !d.values[static_cast<std::size_t>(std::max(0, s.in[k]))].constant &&
+          (k > 0 || nodes[i].op == "ConstantOfShape"))
         s.in[k] = no_value;
     }
     std::vector<TensorView> in, out;
@@ -375,6 +381,19 @@ inline void Model::plan(Data& d) {
       in.push_back(v == no_value ? TensorView{} : a.views[static_cast<std::size_t>(v)]);
     for (const ValueId v : nodes[i].outputs)
       out.push_back(v == no_value ? TensorView{} : a.views[static_cast<std::size_t>(v)]);
+    std::vector<BatchAxis> axes_in, axes_out;
+    for (const ValueId v : nodes[i].inputs) axes_in.push_back(batch_axis(d, v));
+    for (const ValueId v : nodes[i].outputs) {
+      if (v != no_value) axes_out.push_back(batch_axis(d, v));
+    }
+    s.apart = keeps_samples_apart(g, nodes[i], d.options.operators, axes_in, axes_out);
+    Index hidden = 1;
+    for (const BatchAxis& x : axes_in) hidden = std::max(hidden, x.hidden);
+    for (const ValueId v : nodes[i].outputs) {
+      if (v != no_value)
+        d.values[static_cast<std::size_t>(v)].hidden =
+            s.apart && only_reshapes(nodes[i]) ? axes_in[0].rounds() / batch_axis(d, v).outer : hidden;
+    }
     s.is_view = !in.empty() && in[0].type != DType::none && in[0].bytes() == out[0].bytes() && s.op->is_view(in, out);
     LayerInfo layer;
     layer.name = nodes[i].name.empty() && !nodes[i].outputs.empty() && nodes[i].outputs[0] != no_value
@@ -415,6 +434,7 @@ inline void Model::plan(Data& d) {
     d.steps.push_back(std::move(s));
     d.layers.push_back(std::move(layer));
   }
+  drop_unread(d);
   arrange(d);
   assign_storage(d);
   cut_blocks(d);
@@ -554,12 +574,42 @@ inline void Model::arrange(Data& d) {
   d.sample_size = input.rank > 0 ? input.at(1).count() : 1;
 }
 
+// Steps that only computed shapes are not needed once those are known.
+inline void Model::drop_unread(Data& d) {
+  std::vector<bool> read(d.values.size(), false);
+  for (const ValueId v : d.prepared.outputs) read[static_cast<std::size_t>(v)] = true;
+  for (std::size_t i = d.steps.size(); i-- > 0;) {
+    const Step& s = d.steps[i];
+    if (std::none_of(s.out.begin(), s.out.end(),
+                     [&](ValueId v) { return v != no_value && read[static_cast<std::size_t>(v)]; })) {
+      d.steps.erase(d.steps.begin() + static_cast<std::ptrdiff_t>(i));
+      d.layers.erase(d.layers.begin() + static_cast<std::ptrdiff_t>(i));
+      continue;
+    }
+    for (const ValueId v : s.in) {
+      if (v != no_value) read[static_cast<std::size_t>(v)] = true;
+    }
+  }
+}
+
+inline BatchAxis Model::batch_axis(const Data& d, ValueId v) noexcept {
+  BatchAxis batch;
+  if (v == no_value) return batch;
+  const ValueInfo& x = d.values[static_cast<std::size_t>(v)];
+  batch.rank = x.rank, batch.hidden = x.hidden;
+  for (int a = 0; a < x.rank; ++a) {
+    const Affine& size = x.sizes[static_cast<std::size_t>(a)];
+    if (size.each == 0 && !batch.grows()) batch.outer *= size.fixed;
+    if (size.each == 0) continue;
+    batch.axis = batch.grows() || size.fixed != 0 ? BatchAxis::irregular : a;
+  }
+  batch.outer = batch.grows() ? std::max<Index>(1, batch.outer) : 1;
+  return batch;
+}
+
 // Whether a value is one block of memory for each sample.
 inline bool Model::is_rows(const Data& d, ValueId v) noexcept {
-  const ValueInfo& x = d.values[static_cast<std::size_t>(v)];
-  bool rows = x.rank > 0 && x.sizes[0].fixed == 0 && x.sizes[0].each > 0;
-  for (std::size_t a = 1; rows && a < static_cast<std::size_t>(x.rank); ++a) rows = x.sizes[a].each == 0;
-  return rows;
+  return batch_axis(d, v).axis == 0;
 }
 
 // Views share their input's memory, elementwise work its own where nothing else needs it; everything else has its own.
@@ -662,6 +712,7 @@ inline void Model::cut_blocks(Data& d) {
         if (b.sample_bytes > 256 * 1024 && rest <= b.sample_bytes / 4) break;
         b.sample_bytes = std::max(b.sample_bytes, bytes[b.end++]);
       }
+      for (std::size_t i = b.begin; i < b.end; ++i) b.whole = b.whole || !d.steps[i].apart;
       d.blocks.push_back(b);
       begin = b.end;
     }

@@ -193,7 +193,9 @@ class Operators {
     return *this;
   }
 
-  bool has(const Node& node) const { return own_.contains(node.op) || (is_standard(node) && find_operator(node.op)); }
+  /// Whether a user's operator computes this node.
+  bool is_own(const Node& node) const { return own_.contains(node.op); }
+  bool has(const Node& node) const { return is_own(node) || (is_standard(node) && find_operator(node.op)); }
 
   /// Builds the operator of `node`; raises an Error that names it where it is unknown or its attributes do not fit.
   std::unique_ptr<Operation> make(const Node& node, Index opset) const {
