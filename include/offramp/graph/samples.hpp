@@ -65,6 +65,9 @@ inline bool keeps_samples_apart(const Graph& g, const Node& n, const Operators& 
   if (std::none_of(in.begin(), in.end(), grow)) return fills || std::none_of(out.begin(), out.end(), grow);
   // A result that does not grow was made of all samples.
   if (out.empty() || !std::all_of(out.begin(), out.end(), grow)) return false;
+  const Index hidden = std::find_if(in.begin(), in.end(), grow)->hidden;
+  if (std::any_of(in.begin(), in.end(), [&](const BatchAxis& a) { return a.grows() && a.hidden != hidden; }))
+    return false;
   const BatchAxis &x = in[0], &y = out[0];
   const auto first_axis = [&](std::span<const BatchAxis> operands) {
     return std::all_of(operands.begin(), operands.end(), [](const BatchAxis& a) { return !a.grows() || a.axis == 0; });
@@ -85,7 +88,7 @@ inline bool keeps_samples_apart(const Graph& g, const Node& n, const Operators& 
   if (n.op == "Gemm")
     return x.axis == (n.integer("transA", 0) != 0 ? 1 : 0) && !in[1].grows() && aligned(in.subspan(2));
   if (n.op == "MatMul" || n.op == "MatMulInteger")
-    return x.axis != x.rank - 1 && in[1].from_end() != -2 && aligned(in.subspan(2));
+    return x.axis != x.rank - 1 && (!in[1].grows() || in[1].from_end() != -2) && aligned(in.subspan(2));
   if (n.op == "QLinearMatMul") return x.axis != x.rank - 1 && in.size() > 3 && !in[3].grows();
   if (group == "Softmax" || n.op == "LayerNormalization")
     return x.axis < detail::axis_in(n, group == "Softmax" && g.opset < 13 ? 1 : -1, x.rank);
