@@ -582,6 +582,7 @@ inline void Model::drop_unread(Data& d) {
     const Step& s = d.steps[i];
     if (std::none_of(s.out.begin(), s.out.end(),
                      [&](ValueId v) { return v != no_value && read[static_cast<std::size_t>(v)]; })) {
+      d.total = d.total - d.layers[i].cost;
       d.steps.erase(d.steps.begin() + static_cast<std::ptrdiff_t>(i));
       d.layers.erase(d.layers.begin() + static_cast<std::ptrdiff_t>(i));
       continue;
