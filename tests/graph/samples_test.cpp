@@ -27,11 +27,11 @@ float at(std::span<const float> x, Index sample, Index i) {
   return x[static_cast<std::size_t>(sample * width + i)];
 }
 
+Tensor integers(const std::vector<Index>& v) {
+  return Tensor::of<Index>({static_cast<Index>(v.size())}, v);
+}
+
 TEST(Samples, NodesThatMixThemSeeTheWholeBatch) {
-  const auto integers = [](std::vector<Index> v) {
-    const auto n = static_cast<Index>(v.size());
-    return Tensor::of<Index>({n}, v);
-  };
   const std::vector<Mixer> mixers{
       {"CumSum",
        [](test::Builder& b, ValueId x) {
@@ -59,7 +59,7 @@ TEST(Samples, NodesThatMixThemSeeTheWholeBatch) {
        [](std::span<const float> x, Index sample, Index i) { return std::max(0.0f, at(x, sample % batch, i)); },
        2 * batch},
       {"Transpose that leaves as rows",
-       [&](test::Builder& b, ValueId x) {
+       [](test::Builder& b, ValueId x) {
          x = b.node("Reshape", {x, b.constant(integers({-1, 4, width / 4}))});
          x = b.node("Transpose", {x}, {{"perm", std::vector<Index>{1, 0, 2}}});
          return b.node("Relu", {b.node("Reshape", {x, b.constant(integers({-1, width / 4}))})});
@@ -68,6 +68,18 @@ TEST(Samples, NodesThatMixThemSeeTheWholeBatch) {
          const Index place = sample * width + i, row = place / (width / 4);
          return std::max(0.0f, at(x, row % batch, row / batch * (width / 4) + place % (width / 4)));
        }},
+      {"the same, through memory of its own",
+       [](test::Builder& b, ValueId x) {
+         x = b.node("Reshape", {x, b.constant(integers({-1, 4, width / 4}))});
+         x = b.node("Transpose", {x}, {{"perm", std::vector<Index>{1, 0, 2}}});
+         x = b.node("Reshape", {x, b.constant(integers({-1, width / 4}))});
+         return b.node("Concat", {x, x}, {{"axis", Index{1}}});
+       },
+       [](std::span<const float> x, Index sample, Index i) {
+         const Index place = sample * width + i, row = place / (width / 2);
+         return std::max(0.0f, at(x, row % batch, row / batch * (width / 4) + place % (width / 4)));
+       },
+       2 * batch},
   };
   const Tensor all = test::random_tensor({batch, width}, 5);
   for (const Mixer& mixer : mixers) {
@@ -90,10 +102,6 @@ TEST(Samples, NodesThatMixThemSeeTheWholeBatch) {
 
 // As attention does: the batch goes to another axis, is merged with it, and comes back.
 TEST(Samples, WhatKeepsThemApartIsWalkedInParts) {
-  const auto integers = [](std::vector<Index> v) {
-    const auto n = static_cast<Index>(v.size());
-    return Tensor::of<Index>({n}, v);
-  };
   test::Builder b;
   b.g.opset = 13;
   ValueId x = b.input("input", {dynamic, 4, width / 4});

@@ -610,7 +610,8 @@ inline BatchAxis Model::batch_axis(const Data& d, ValueId v) noexcept {
 
 // Whether a value is one block of memory for each sample.
 inline bool Model::is_rows(const Data& d, ValueId v) noexcept {
-  return batch_axis(d, v).axis == 0;
+  const BatchAxis batch = batch_axis(d, v);
+  return batch.axis == 0 && batch.hidden == 1;
 }
 
 // Views share their input's memory, elementwise work its own where nothing else needs it; everything else has its own.
