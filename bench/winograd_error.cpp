@@ -10,11 +10,11 @@
 #include <limits>
 #include <map>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "offramp/graph/simplify.hpp"
 #include "offramp/onnx/onnx.hpp"
-#include "offramp/session/session.hpp"
 
 namespace {
 
@@ -133,8 +133,14 @@ Plane apply(const Graph& g, const Node& n, const std::map<ValueId, Plane>& known
 
 int main(int argc, char** argv) try {
   OFFRAMP_REQUIRE(argc >= 2, "winograd_error MODEL.onnx [SAMPLES]");
-  const Graph g = simplified(load_onnx(argv[1]).graph(), {});
-  const PortInfo port = load_onnx(argv[1]).inputs()[0];
+  std::map<Index, Model> models;
+  for (const Index tile : {Index{0}, Index{2}, Index{4}, Index{6}}) {
+    ModelOptions o;
+    o.winograd_tile = tile;
+    models.emplace(tile, load_onnx(argv[1], o));
+  }
+  const Graph g = simplified(models.at(0).graph(), {});
+  const PortInfo port = models.at(0).inputs()[0];
   OFFRAMP_REQUIRE(port.sizes.size() == 4, "the network takes no images");
   std::mt19937 engine(1);
   std::uniform_real_distribution<float> uniform(-1, 1);
@@ -149,10 +155,7 @@ int main(int argc, char** argv) try {
     const std::vector<double>& truth = known.at(g.outputs[0]).x;
     double largest = 0;
     for (const double x : truth) largest = std::max(largest, std::abs(x));
-    for (const Index tile : {Index{0}, Index{2}, Index{4}, Index{6}}) {
-      ModelOptions o;
-      o.winograd_tile = tile;
-      const Model model = load_onnx(argv[1], o);
+    for (const auto& [tile, model] : models) {
       Model::State state = model.make_state(1);
       model.load(state, image.data(), 1);
       OFFRAMP_REQUIRE(model.run_full(state), "an index in the data is out of range");
