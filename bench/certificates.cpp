@@ -78,7 +78,8 @@ int main(int argc, char** argv) {
     const std::span<const Index> choose(order.data(), choosing),
         certify(order.data() + choosing, static_cast<std::size_t>(n)),
         population(order.data() + choosing, order.size() - static_cast<std::size_t>(choosing));
-    const auto path = threshold_path(rows(agreement, choose), 60);
+    const ExitRecords known = rows(agreement, choose);
+    const auto path = denser_path(known, threshold_path(known, 60));
     const ExitRecords fresh[] = {rows(agreement, certify), rows(labelled, certify)},
                       judged[] = {rows(agreement, population), rows(labelled, population)};
     for (Case& c : cases) {

@@ -175,13 +175,8 @@ class Optimizer {
       if (price(*f->measured) >= price(*forms_[reference_form()].measured)) break;
       delta /= 2;
       const auto scores = scores_of(*f, certify_, certify_answers_);
-      auto settings = f->path;
-      if (!f->selection.exits.empty()) {
-        const auto known = scores_of(*f, select_, select_answers_);
-        settings = offramp::denser_path(records_of(f->selection, known, offramp::Truth::full_network), f->path);
-      }
       const offramp::ExitRecords r = records_of(f->selection, scores, truth_of(target_.risk));
-      const auto c = offramp::certify_thresholds(r, settings, {target_.risk, target_.epsilon, delta, false});
+      const auto c = offramp::certify_thresholds(r, f->path, {target_.risk, target_.epsilon, delta, false});
       if (c.certificate.p_value > delta) {
         f->rejected = "its certificate failed on the samples that certify";
         continue;

@@ -55,22 +55,24 @@ TEST(Calibrate, KeepsToABudgetOrSaysThatItCannot) {
   EXPECT_THROW(calibrate_thresholds(r, {}), Error);
 }
 
-// Between settings that lie far apart stand others; the ends stay, and the price falls all along.
+// Between settings that lie far apart stand others, before the first one, too; the last one stays, and the price falls
+// all along.
 TEST(Calibrate, DenserPathFillsGaps) {
   const auto r = made_up(2000);
-  const std::vector<float> off(2, std::numeric_limits<float>::infinity());
-  const std::vector<float> strict{0.9f, 0.9f}, lax{0.3f, 0.1f};
-  const std::vector<ThresholdSetting> path{
-      {off, full_outcome(r)}, {strict, apply_thresholds(r, strict)}, {lax, apply_thresholds(r, lax)}};
-  const auto dense = denser_path(r, path, 0.01);
-  ASSERT_GT(dense.size(), 30u);
-  EXPECT_EQ(dense.front().thresholds, off);
-  EXPECT_EQ(dense.back().thresholds, lax);
-  for (std::size_t i = 1; i < dense.size(); ++i) {
-    const double fall = dense[i - 1].outcome.mean_price - dense[i].outcome.mean_price;
-    EXPECT_GT(fall, 0);
-    EXPECT_LT(fall, 4);  // of 100; the gap was 60
-    EXPECT_DOUBLE_EQ(dense[i].outcome.mean_price, apply_thresholds(r, dense[i].thresholds).mean_price);
+  const std::vector<float> off(2, std::numeric_limits<float>::infinity()), strict{0.9f, 0.9f}, lax{0.3f, 0.1f};
+  const ThresholdSetting first{off, full_outcome(r)}, second{strict, apply_thresholds(r, strict)},
+      last{lax, apply_thresholds(r, lax)};
+  for (const std::vector<ThresholdSetting>& path : {std::vector{first, second, last}, std::vector{last}}) {
+    const auto dense = denser_path(r, path, 0.01);
+    ASSERT_GT(dense.size(), 30u);
+    EXPECT_EQ(dense.back().thresholds, lax);
+    double before = full_outcome(r).mean_price;
+    for (const ThresholdSetting& s : dense) {
+      EXPECT_LT(s.outcome.mean_price, before);
+      EXPECT_GT(s.outcome.mean_price, before - 4);  // of 100; the gap was 60
+      EXPECT_DOUBLE_EQ(s.outcome.mean_price, apply_thresholds(r, s.thresholds).mean_price);
+      before = s.outcome.mean_price;
+    }
   }
 }
 

@@ -319,43 +319,48 @@ inline std::vector<ThresholdSetting> threshold_path(const ExitRecords& r, int fi
   return path;
 }
 
-/// The same path with settings between those that lie far apart in price: thresholds that differ move together, through
-/// the confidences that the samples have there. Where a step of the path costs few answers on the samples that found it
-/// and many on others, a certificate can then stop within the step instead of before it.
+/// The same path with settings between those that lie far apart in price, and between all exits off and the first:
+/// thresholds that differ move together, through the confidences that the samples have there. Where a step of the path
+/// costs few answers on the samples that found it and many on others, a certificate can then stop within the step
+/// instead of before it. That matters most for the first step: it takes all that leaves without a wrong answer on the
+/// samples that found it, which can be most of them.
 inline std::vector<ThresholdSetting> denser_path(const ExitRecords& r, const std::vector<ThresholdSetting>& path,
                                                  double step = 0.004) {
   std::vector<ThresholdSetting> dense;
   const double full = std::max(r.full_price(), 1e-300);
+  ThresholdSetting from{detail::ThresholdSearch(r).all_off(), full_outcome(r)};
+  const auto add = [&](ThresholdSetting s) {
+    if (!(s.outcome.mean_price < from.outcome.mean_price)) return;
+    from = s;
+    dense.push_back(std::move(s));
+  };
   for (const ThresholdSetting& to : path) {
-    if (!dense.empty()) {
-      const ThresholdSetting from = dense.back();
-      const double gap = (from.outcome.mean_price - to.outcome.mean_price) / full;
-      const auto parts = static_cast<Index>(std::clamp(std::ceil(gap / step), 1.0, 40.0));
-      // Of each threshold that moves: the confidences that it passes, the surest first.
-      std::vector<std::vector<float>> passed(to.thresholds.size());
-      for (std::size_t c = 0; parts > 1 && c < to.thresholds.size(); ++c) {
-        const float high = std::max(from.thresholds[c], to.thresholds[c]),
-                    low = std::min(from.thresholds[c], to.thresholds[c]);
-        if (!(low < high)) continue;
-        const auto exit = static_cast<Index>(c) / r.groups, group = static_cast<Index>(c) % r.groups;
-        for (Index i = 0; i < r.samples; ++i) {
-          const float x = r.confidence_at(i, exit);
-          if (r.group_at(i, exit) == group && std::isfinite(x) && x >= low && x < high) passed[c].push_back(x);
-        }
-        std::sort(passed[c].rbegin(), passed[c].rend());
-        if (to.thresholds[c] > from.thresholds[c]) std::reverse(passed[c].begin(), passed[c].end());
+    const double gap = (from.outcome.mean_price - to.outcome.mean_price) / full;
+    const auto parts = static_cast<Index>(std::clamp(std::ceil(gap / step), 1.0, std::ceil(1 / step)));
+    // Of each threshold that moves: the confidences that it passes, the surest first.
+    std::vector<std::vector<float>> passed(to.thresholds.size());
+    for (std::size_t c = 0; parts > 1 && c < to.thresholds.size(); ++c) {
+      const float high = std::max(from.thresholds[c], to.thresholds[c]),
+                  low = std::min(from.thresholds[c], to.thresholds[c]);
+      if (!(low < high)) continue;
+      const auto exit = static_cast<Index>(c) / r.groups, group = static_cast<Index>(c) % r.groups;
+      for (Index i = 0; i < r.samples; ++i) {
+        const float x = r.confidence_at(i, exit);
+        if (r.group_at(i, exit) == group && std::isfinite(x) && x >= low && x < high) passed[c].push_back(x);
       }
-      for (Index p = 1; p < parts; ++p) {
-        std::vector<float> at = to.thresholds;
-        for (std::size_t c = 0; c < at.size(); ++c) {
-          const auto n = static_cast<Index>(passed[c].size());
-          if (n > 0) at[c] = passed[c][static_cast<std::size_t>(std::min(n - 1, n * p / parts))];
-        }
-        Outcome o = apply_thresholds(r, at);
-        if (o.mean_price < dense.back().outcome.mean_price) dense.push_back({std::move(at), std::move(o)});
-      }
+      std::sort(passed[c].rbegin(), passed[c].rend());
+      if (to.thresholds[c] > from.thresholds[c]) std::reverse(passed[c].begin(), passed[c].end());
     }
-    if (dense.empty() || to.outcome.mean_price < dense.back().outcome.mean_price) dense.push_back(to);
+    for (Index p = 1; p < parts; ++p) {
+      std::vector<float> at = to.thresholds;
+      for (std::size_t c = 0; c < at.size(); ++c) {
+        const auto n = static_cast<Index>(passed[c].size());
+        if (n > 0) at[c] = passed[c][static_cast<std::size_t>(std::min(n - 1, n * p / parts))];
+      }
+      Outcome o = apply_thresholds(r, at);
+      add({std::move(at), std::move(o)});
+    }
+    add(to);
   }
   return dense;
 }

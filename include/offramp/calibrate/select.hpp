@@ -424,7 +424,7 @@ struct ExitCalibrationOptions {
 
 /// The path of settings, strict to lax, of a selection on the samples that chose it.
 inline std::vector<ThresholdSetting> path_of(const ExitRecords& agreement) {
-  return threshold_path(agreement, 240);
+  return denser_path(agreement, threshold_path(agreement, 240));
 }
 
 struct ExitCalibration {
@@ -459,7 +459,7 @@ inline ExitCalibration calibrate_exits(const ExitScores& select, const ExitScore
     CertifiedThresholds c;
     if (!options.target.budget) {
       CertificateOptions o{options.target.risk, options.target.epsilon, *options.delta, options.per_class};
-      c = certify_thresholds(fresh.for_risk(), denser_path(chosen.agreement, r.path), o);
+      c = certify_thresholds(fresh.for_risk(), r.path, o);
     } else if (best) {
       c = certified_alone(fresh.agreement, best->thresholds, *options.delta);
     }
