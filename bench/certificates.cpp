@@ -1,10 +1,11 @@
-// How often a certificate holds: certificates MODEL.onnx DATA [SPLITS] [N]
+// How often a certificate holds: certificates MODEL.onnx DATA [SPLITS] [N] [--per-class]
 //
 // SPLITS times (1,000) the samples are split at random: 2,000 choose the path of thresholds, and N (5,000) of the
 // others certify. The others together are the population that these N were drawn from, so the risk on them is the true
 // one; a violation is a true risk above epsilon. (Drawn without replacement, the N say at least as much as independent
 // draws: Hoeffding 1963, section 6.) Prints for each risk, epsilon and delta how often there was a certificate, the
-// share of violations, the mean true risk over epsilon, and the FLOPs saved.
+// share of violations, the mean true risk over epsilon, and the FLOPs saved. With --per-class the certificates are
+// those for each class, and the true risk is that of the class where it is largest.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -28,8 +29,10 @@ struct Tally {
 }  // namespace
 
 int main(int argc, char** argv) {
+  const bool per_class = argc > 1 && std::string(argv[argc - 1]) == "--per-class";
+  if (per_class) --argc;
   if (argc < 3) {
-    std::fprintf(stderr, "certificates MODEL.onnx DATA [SPLITS] [N]\n");
+    std::fprintf(stderr, "certificates MODEL.onnx DATA [SPLITS] [N] [--per-class]\n");
     return 2;
   }
   const Index splits = argc > 3 ? std::atol(argv[3]) : 1000, n = argc > 4 ? std::atol(argv[4]) : 5000;
@@ -84,9 +87,13 @@ int main(int argc, char** argv) {
                       judged[] = {rows(agreement, population), rows(labelled, population)};
     for (Case& c : cases) {
       const std::size_t which = c.risk == Risk::disagreement ? 0 : 1;
-      const CertifiedThresholds r = certify_thresholds(fresh[which], path, {c.risk, c.epsilon, c.delta, false});
+      const CertifiedThresholds r = certify_thresholds(fresh[which], path, {c.risk, c.epsilon, c.delta, per_class});
       const Outcome full = full_outcome(judged[which]), o = apply_thresholds(judged[which], r.thresholds);
-      const double risk = full.accuracy - o.accuracy;
+      double risk = full.accuracy - o.accuracy;
+      if (per_class) {
+        for (const auto& x : detail::losses_of(judged[which], r.thresholds, c.risk, true).classes)
+          risk = std::max(risk, static_cast<double>(x.lost - x.won) / static_cast<double>(std::max<Index>(1, x.n)));
+      }
       ++c.tally.splits;
       c.tally.certified += r.has_exits;
       c.tally.above += risk > c.epsilon;

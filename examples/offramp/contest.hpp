@@ -56,8 +56,8 @@ inline Contender contender(std::string name, const offramp::Model& model, offram
   return c;
 }
 
-/// Each sample by every contender, one sample a call, in an order that changes from sample to sample. Agreement is with
-/// `reference`, one answer a sample; empty: with the first contender.
+/// Every sample by every contender, one sample a call, in turns of `turn_samples`, in an order that changes from turn
+/// to turn. Agreement is with `reference`, one answer a sample; empty: with the first contender.
 inline void contest(std::vector<Contender>& all, std::span<const float> samples, std::span<const Index> labels,
                     std::span<const Index> reference = {}) {
   using clock = std::chrono::steady_clock;
@@ -75,17 +75,20 @@ inline void contest(std::vector<Contender>& all, std::span<const float> samples,
     s.reset_counter();
   }
   Progress progress("measuring", static_cast<Index>(count));
-  for (std::size_t i = 0; i < count; ++i) {
-    const auto x = samples.subspan(i * size, size);
+  constexpr auto turn = static_cast<std::size_t>(turn_samples);
+  for (std::size_t begin = 0; begin < count; begin += turn) {
+    const std::size_t end = std::min(count, begin + turn);
     for (std::size_t k = 0; k < all.size(); ++k) {
-      const std::size_t c = (i + k) % all.size();
-      const auto start = clock::now();
-      const offramp::Prediction p = sessions[c].predict(x)[0];
-      ms[c].push_back(std::chrono::duration<double, std::milli>(clock::now() - start).count());
-      all[c].answers.push_back(p.label);
-      all[c].flops += static_cast<double>(p.cost.flops);
+      const std::size_t c = (begin / turn + k) % all.size();
+      for (std::size_t i = begin; i < end; ++i) {
+        const auto start = clock::now();
+        const offramp::Prediction p = sessions[c].predict(samples.subspan(i * size, size))[0];
+        ms[c].push_back(std::chrono::duration<double, std::milli>(clock::now() - start).count());
+        all[c].answers.push_back(p.label);
+        all[c].flops += static_cast<double>(p.cost.flops);
+      }
     }
-    progress.at(static_cast<Index>(i + 1));
+    progress.at(static_cast<Index>(end));
   }
   for (std::size_t c = 0; c < all.size(); ++c) {
     Contender& x = all[c];

@@ -61,8 +61,12 @@ inline void check_data(const offramp::Model& model, const Data& data) {
                                                      std::to_string(model.class_count()) + " classes");
 }
 
-/// Each of `threads` threads has its own session and takes batches in turn; early and full runs alternate, and so does
-/// which of them goes first.
+/// Samples that one network answers before it is another one's turn: few enough that a machine that gets slower does so
+/// for all of them, enough that each finds its own weights in the caches, as it does in use.
+inline constexpr Index turn_samples = 64;
+
+/// Each of `threads` threads has its own session. Early and full runs take turns, and which of them goes first
+/// alternates.
 inline Evaluation evaluate(const offramp::Model& model, const offramp::AnyPolicy& policy, const Data& data, Index batch,
                            int threads) {
   using clock = std::chrono::steady_clock;
@@ -92,35 +96,45 @@ inline Evaluation evaluate(const offramp::Model& model, const offramp::AnyPolicy
         session.predict(first);
         full.predict_full(first);
       }
-      for (Index b = next++; b < batches; b = next++) {
-        const Index at = b * batch, n = std::min(batch, e.samples - at);
-        const auto samples = std::span(data.samples)
-                                 .subspan(static_cast<std::size_t>(at * data.sample_size),
-                                          static_cast<std::size_t>(n * data.sample_size));
-        std::span<const offramp::Prediction> early, whole;
-        for (const bool is_early : {b % 2 == 0, b % 2 != 0}) {
-          const auto start = clock::now();
-          (is_early ? early : whole) = is_early ? session.predict(samples) : full.predict_full(samples);
-          const double ms = std::chrono::duration<double, std::milli>(clock::now() - start).count();
-          if (n == batch || batches == 1) (is_early ? own_early : own_full).push_back(ms);
+      const Index turn = std::max<Index>(1, turn_samples / batch);  // in batches
+      std::vector<Index> whole(static_cast<std::size_t>(turn * batch));
+      for (Index begin = next.fetch_add(turn); begin < batches; begin = next.fetch_add(turn)) {
+        const Index end = std::min(batches, begin + turn);
+        const bool early_first = begin / turn % 2 == 0;
+        for (const bool is_early : {early_first, !early_first}) {
+          for (Index b = begin; b < end; ++b) {
+            const Index at = b * batch, n = std::min(batch, e.samples - at);
+            const auto samples = std::span(data.samples)
+                                     .subspan(static_cast<std::size_t>(at * data.sample_size),
+                                              static_cast<std::size_t>(n * data.sample_size));
+            const auto start = clock::now();
+            const auto answers = is_early ? session.predict(samples) : full.predict_full(samples);
+            const double ms = std::chrono::duration<double, std::milli>(clock::now() - start).count();
+            if (n == batch || batches == 1) (is_early ? own_early : own_full).push_back(ms);
+            for (Index i = 0; i < n; ++i) {
+              const offramp::Prediction& p = answers[static_cast<std::size_t>(i)];
+              const bool right = p.label == data.labels[static_cast<std::size_t>(at + i)];
+              if (!is_early) {
+                own.full_right += right;
+                whole[static_cast<std::size_t>(at + i - begin * batch)] = p.label;
+                continue;
+              }
+              own.right += right;
+              own.not_finite += !p.finite;
+              own.cost += p.cost;
+              own.full_cost += p.full_cost;
+              ++own.exits[static_cast<std::size_t>(p.exit)].samples;
+              own.exits[static_cast<std::size_t>(p.exit)].right += right;
+              e.exit_of[static_cast<std::size_t>(at + i)] = p.exit;
+              e.answer_of[static_cast<std::size_t>(at + i)] = p.label;
+            }
+          }
         }
-        for (Index i = 0; i < n; ++i) {
-          const auto u = static_cast<std::size_t>(i);
-          const Index truth = data.labels[static_cast<std::size_t>(at + i)];
-          const offramp::Prediction& p = early[u];
-          own.right += p.label == truth;
-          own.full_right += whole[u].label == truth;
-          own.agreeing += p.label == whole[u].label;
-          own.not_finite += !p.finite;
-          own.cost += p.cost;
-          own.full_cost += p.full_cost;
-          ++own.exits[static_cast<std::size_t>(p.exit)].samples;
-          own.exits[static_cast<std::size_t>(p.exit)].right += p.label == truth;
-          e.exit_of[static_cast<std::size_t>(at + i)] = p.exit;
-          e.answer_of[static_cast<std::size_t>(at + i)] = p.label;
-        }
+        for (Index i = begin * batch; i < std::min(e.samples, end * batch); ++i)
+          own.agreeing +=
+              e.answer_of[static_cast<std::size_t>(i)] == whole[static_cast<std::size_t>(i - begin * batch)];
         const std::lock_guard lock(mutex);
-        progress.at(b + 1);
+        progress.at(end);
       }
       const std::lock_guard lock(mutex);
       e.right += own.right;

@@ -322,8 +322,8 @@ class Cacher {
         heads.push_back(std::move(h));
       }
     }
-    options_.explore.epochs = epochs_for(options_.explore.epochs, 40e3, 3, 40);
-    options_.refine.epochs = epochs_for(options_.refine.epochs, 180e3, 8, 120);
+    options_.explore.epochs = epochs_for(options_.explore.epochs, 40e3, 40);
+    options_.refine.epochs = epochs_for(options_.refine.epochs, 180e3, 120);
     train(backbone, heads, augmentation, options_.explore, "training " + std::to_string(heads.size()) + " heads");
 
     // The set of heads that is cheapest at the target.
@@ -390,11 +390,11 @@ class Cacher {
     return {};
   }
 
-  /// Epochs in which so many samples are seen.
-  Index epochs_for(Index given, double seen, Index least, Index most) const noexcept {
+  /// Epochs in which so many samples are seen: with more data the same work sees each less often.
+  Index epochs_for(Index given, double seen, Index most) const noexcept {
     if (given > 0) return given;
     const auto n = static_cast<double>(std::max<Index>(1, static_cast<Index>(fit_.size()) / size_));
-    return std::clamp(static_cast<Index>(std::lround(seen / n)), least, most);
+    return std::clamp(static_cast<Index>(std::lround(seen / n)), Index{1}, most);
   }
 
   void train(const fit::Backbone& backbone, std::vector<fit::PlacedHead>& heads, const fit::Augmentation& augmentation,
