@@ -57,12 +57,11 @@ struct Gemm {
   const float* a = nullptr;  ///< with taps == 1 and no offsets: row i starts at a + i * lda
   Index lda = 0;
   const std::int32_t* offsets = nullptr;  ///< else [m][taps] element offsets from `a`; negative: a run of zeros
-  Index tap_step = 0;  ///< where taps follow one another evenly in every row: floats between them; 0: `offsets` tells
-  const float* zeros = nullptr;     ///< at least `run` zeros
-  const float* b = nullptr;         ///< packed: block of 16 columns after block, each [K][16]
-  Index b_step = 0;                 ///< floats between two blocks; 0: 16 K
-  const float* bias = nullptr;      ///< null, or n padded to a multiple of 16
-  const float* residual = nullptr;  ///< null, or m rows, `ldr` apart
+  const float* zeros = nullptr;           ///< at least `run` zeros
+  const float* b = nullptr;               ///< packed: block of 16 columns after block, each [K][16]
+  Index b_step = 0;                       ///< floats between two blocks; 0: 16 K
+  const float* bias = nullptr;            ///< null, or n padded to a multiple of 16
+  const float* residual = nullptr;        ///< null, or m rows, `ldr` apart
   Index ldr = 0;
   float* c = nullptr;
   Index ldc = 0;

@@ -155,8 +155,6 @@ class ConvPlan {
     g.m = joined ? batch * pixels : pixels;
     g.columns_outside = kernel::prefer_columns_outside(g.m, out_group, taps_ * run_);
     if (!joined) g.offsets = offsets_.data();
-    // In the padded copy each row of the window lies as far behind the one before.
-    if (kind_ == Kind::rows && w_.kernel[0] == 1) g.tap_step = w_.dilation[1] * w_.padded()[2] * in_channels_;
     for (Index image = 0; image < (joined ? 1 : batch); ++image) {
       const float* x = in + image * w_.in_count() * in_channels_;
       if (kind_ == Kind::rows) x = padded(x, reinterpret_cast<float*>(scratch), executor);
