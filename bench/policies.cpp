@@ -98,7 +98,8 @@ Rule ours(const ExitScores& known, const ExitScores& test, Truth truth) {
   const auto add = [&](const Selection& s, Truth search) {
     const ExitScores some = keep_exits(known, s.exits), other = keep_exits(test, s.exits);
     const ExitRecords a = judge_with(s, some, truth), b = judge_with(s, other, truth);
-    const auto path = threshold_path(search == truth ? a : judge_with(s, some, search), 120);
+    const ExitRecords found = search == truth ? a : judge_with(s, some, search);
+    const auto path = denser_path(found, threshold_path(found, 120));
     const auto risks = validated_risks(path, some, s, risk, search);
     for (std::size_t i = 0; i < path.size(); ++i) {
       r.points.push_back(point_of(a, b, path[i].thresholds));
