@@ -167,10 +167,12 @@ void judge_rules(const ExitScores& known, const ExitScores& test, Truth truth,
     name = r.name;
     for (std::size_t d = 0; d < std::size(drops); ++d) {
       Point best{1, full.accuracy, 1, 0};  // no exits, where nothing keeps to the drop
-      if (r.name == "offramp") best = chosen(known, test, truth, drops[d]);
-      for (const Point& p : r.points) {
-        if (r.name == "offramp") break;
-        if (p.known_drop <= drops[d] + 1e-12 && p.known_flops < best.known_flops) best = p;
+      if (r.name == "offramp") {
+        best = chosen(known, test, truth, drops[d]);
+      } else {
+        for (const Point& p : r.points) {
+          if (p.known_drop <= drops[d] + 1e-12 && p.known_flops < best.known_flops) best = p;
+        }
       }
       sum.lost[d] += full.accuracy - best.accuracy;
       sum.saved[d] += 1 - best.flops;

@@ -77,6 +77,7 @@ inline Evaluation evaluate(const offramp::Model& model, const offramp::AnyPolicy
   e.exit_of.assign(static_cast<std::size_t>(e.samples), 0);
   e.answer_of.assign(static_cast<std::size_t>(e.samples), 0);
   const Index batches = (e.samples + batch - 1) / batch;
+  std::vector<Index> full_answer_of(static_cast<std::size_t>(e.samples));
   std::atomic<Index> next{0};
   std::mutex mutex;
   std::exception_ptr failure;
@@ -88,7 +89,6 @@ inline Evaluation evaluate(const offramp::Model& model, const offramp::AnyPolicy
       offramp::Session full(model, offramp::Never{}, batch);
       std::vector<double> own_early, own_full;
       Evaluation own;
-      own.exits = e.exits;
       // Warm-up: caches, branch predictors, and the clock of the core.
       const auto first =
           std::span(data.samples).first(static_cast<std::size_t>(std::min(batch, e.samples) * data.sample_size));
@@ -97,7 +97,6 @@ inline Evaluation evaluate(const offramp::Model& model, const offramp::AnyPolicy
         full.predict_full(first);
       }
       const Index turn = std::max<Index>(1, turn_samples / batch);  // in batches
-      std::vector<Index> whole(static_cast<std::size_t>(turn * batch));
       for (Index begin = next.fetch_add(turn); begin < batches; begin = next.fetch_add(turn)) {
         const Index end = std::min(batches, begin + turn);
         const bool early_first = begin / turn % 2 == 0;
@@ -113,40 +112,22 @@ inline Evaluation evaluate(const offramp::Model& model, const offramp::AnyPolicy
             if (n == batch || batches == 1) (is_early ? own_early : own_full).push_back(ms);
             for (Index i = 0; i < n; ++i) {
               const offramp::Prediction& p = answers[static_cast<std::size_t>(i)];
-              const bool right = p.label == data.labels[static_cast<std::size_t>(at + i)];
-              if (!is_early) {
-                own.full_right += right;
-                whole[static_cast<std::size_t>(at + i - begin * batch)] = p.label;
-                continue;
-              }
-              own.right += right;
+              (is_early ? e.answer_of : full_answer_of)[static_cast<std::size_t>(at + i)] = p.label;
+              if (!is_early) continue;
+              e.exit_of[static_cast<std::size_t>(at + i)] = p.exit;
               own.not_finite += !p.finite;
               own.cost += p.cost;
               own.full_cost += p.full_cost;
-              ++own.exits[static_cast<std::size_t>(p.exit)].samples;
-              own.exits[static_cast<std::size_t>(p.exit)].right += right;
-              e.exit_of[static_cast<std::size_t>(at + i)] = p.exit;
-              e.answer_of[static_cast<std::size_t>(at + i)] = p.label;
             }
           }
         }
-        for (Index i = begin * batch; i < std::min(e.samples, end * batch); ++i)
-          own.agreeing +=
-              e.answer_of[static_cast<std::size_t>(i)] == whole[static_cast<std::size_t>(i - begin * batch)];
         const std::lock_guard lock(mutex);
         progress.at(end);
       }
       const std::lock_guard lock(mutex);
-      e.right += own.right;
-      e.full_right += own.full_right;
-      e.agreeing += own.agreeing;
       e.not_finite += own.not_finite;
       e.cost += own.cost;
       e.full_cost += own.full_cost;
-      for (std::size_t k = 0; k < own.exits.size(); ++k) {
-        e.exits[k].samples += own.exits[k].samples;
-        e.exits[k].right += own.exits[k].right;
-      }
       early_ms.insert(early_ms.end(), own_early.begin(), own_early.end());
       full_ms.insert(full_ms.end(), own_full.begin(), own_full.end());
     } catch (...) {
@@ -160,6 +141,15 @@ inline Evaluation evaluate(const offramp::Model& model, const offramp::AnyPolicy
     work();
   }
   if (failure) std::rethrow_exception(failure);
+  for (std::size_t i = 0; i < full_answer_of.size(); ++i) {
+    const bool right = e.answer_of[i] == data.labels[i];
+    e.right += right;
+    e.full_right += full_answer_of[i] == data.labels[i];
+    e.agreeing += e.answer_of[i] == full_answer_of[i];
+    ExitResult& exit = e.exits[static_cast<std::size_t>(e.exit_of[i])];
+    ++exit.samples;
+    exit.right += right;
+  }
   e.latency = latency_of(early_ms);
   e.full_latency = latency_of(full_ms);
   {

@@ -131,8 +131,9 @@ class ThresholdSearch {
   }
 
   double full_price() const noexcept { return full_; }
-  std::vector<float> all_off() const {
-    return std::vector<float>(static_cast<std::size_t>((r_.exits - 1) * r_.groups), r_.never());
+  std::vector<float> all_off() const { return all_off(r_); }
+  static std::vector<float> all_off(const ExitRecords& r) {
+    return std::vector<float>(static_cast<std::size_t>((r.exits - 1) * r.groups), r.never());
   }
 
   /// Moves the thresholds to a local minimum of mean price / full price + fine * share of wrong answers.
@@ -326,15 +327,13 @@ inline std::vector<ThresholdSetting> threshold_path(const ExitRecords& r, int fi
 /// samples that found it, which can be most of them.
 inline std::vector<ThresholdSetting> denser_path(const ExitRecords& r, const std::vector<ThresholdSetting>& path,
                                                  double step = 0.004) {
-  std::vector<ThresholdSetting> dense;
+  std::vector<ThresholdSetting> dense{{detail::ThresholdSearch::all_off(r), full_outcome(r)}};
   const double full = std::max(r.full_price(), 1e-300);
-  ThresholdSetting from{detail::ThresholdSearch(r).all_off(), full_outcome(r)};
   const auto add = [&](ThresholdSetting s) {
-    if (!(s.outcome.mean_price < from.outcome.mean_price)) return;
-    from = s;
-    dense.push_back(std::move(s));
+    if (s.outcome.mean_price < dense.back().outcome.mean_price) dense.push_back(std::move(s));
   };
   for (const ThresholdSetting& to : path) {
+    const ThresholdSetting from = dense.back();
     const double gap = (from.outcome.mean_price - to.outcome.mean_price) / full;
     const auto parts = static_cast<Index>(std::clamp(std::ceil(gap / step), 1.0, std::ceil(1 / step)));
     // Of each threshold that moves: the confidences that it passes, the surest first.
@@ -362,6 +361,7 @@ inline std::vector<ThresholdSetting> denser_path(const ExitRecords& r, const std
     }
     add(to);
   }
+  dense.erase(dense.begin());  // where it started
   return dense;
 }
 
