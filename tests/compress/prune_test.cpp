@@ -99,6 +99,118 @@ TEST(ChannelClasses, PaddedShortcutsAndDepthwiseFollow) {
   EXPECT_EQ(stream.size(), 4u);
 }
 
+// One block of a transformer as PyTorch exports it: [N][6][16], two heads of eight, 24 hidden channels. Without
+// `dead_head` and `dead_hidden`, what that head and that hidden channel say does not count.
+Graph transformer(std::optional<Index> dead_head, std::optional<Index> dead_hidden) {
+  test::Builder b;
+  b.g.opset = 17;
+  const Index tokens = 6, width = 16, heads = 2, hidden = 24;
+  const auto list = [&](std::vector<Index> v) {
+    return b.constant(Tensor::of<Index>({static_cast<Index>(v.size())}, v));
+  };
+  unsigned seed = 1;
+  const auto weights = [&](Index in, Index out) {
+    Tensor w(DType::f32, {in, out});
+    const auto v = test::random_floats(in * out, seed++, -0.4f, 0.4f);
+    std::copy(v.begin(), v.end(), static_cast<float*>(w.mutable_data()));
+    return w;
+  };
+  const auto silence = [](Tensor& w, Index from, Index rows) {
+    std::fill_n(static_cast<float*>(w.mutable_data()) + from * w.shape()[1], rows * w.shape()[1], 0.0f);
+  };
+  const auto linear = [&](ValueId x, Tensor w) {
+    const Index out = w.shape()[1];
+    return b.node("Add", {b.constant({out}, seed++), b.node("MatMul", {x, b.constant(std::move(w))})});
+  };
+  const ValueId x = b.input("input", {dynamic, tokens, width});
+  const auto apart = [&](std::vector<Index> perm) {
+    const auto split = b.node("Reshape", {linear(x, weights(width, width)), list({0, tokens, heads, width / heads})});
+    return b.node("Transpose", {split}, {{"perm", std::move(perm)}});
+  };
+  const auto q = apart({0, 2, 1, 3}), k = apart({0, 2, 3, 1}), v = apart({0, 2, 1, 3});
+  const auto scores = b.node("Div", {b.node("MatMul", {q, k}), b.constant(Tensor::of<float>({}, std::vector{2.8f}))});
+  const auto seen = b.node("MatMul", {b.node("Softmax", {scores}, {{"axis", Index{-1}}}), v});
+  const auto joined = b.node(
+      "Reshape", {b.node("Transpose", {seen}, {{"perm", std::vector<Index>{0, 2, 1, 3}}}), list({-1, tokens, width})});
+  Tensor out = weights(width, width), behind = weights(hidden, width);
+  if (dead_head) silence(out, *dead_head * width / heads, width / heads);
+  if (dead_hidden) silence(behind, *dead_hidden, 1);
+  const auto attended = b.node("Add", {x, linear(joined, out)});
+  const auto inner = b.node("Tanh", {linear(attended, weights(width, hidden))});
+  const auto y = b.node("Add", {attended, linear(inner, behind)});
+  const auto mean = b.node("ReduceMean", {y}, {{"axes", std::vector<Index>{1}}, {"keepdims", Index{0}}});
+  b.output(b.node("Gemm", {mean, b.constant({width, 3}, 90), b.constant({3}, 91)}), "logits");
+  return b.g;
+}
+
+TEST(ChannelClasses, HeadsOfAttentionAndHiddenChannelsOfTokens) {
+  for (const Index head : {0, 1}) {
+    const Graph g = named(transformer(head, 5));
+    const Inference shapes = infer_batch(g, {}, 2);
+    const ChannelClasses classes(g, shapes);
+    ASSERT_EQ(classes.inner_products().size(), 2u);
+    const auto& heads = classes.inner_products()[0].classes;
+    ASSERT_EQ(heads.size(), 2u);
+    EXPECT_EQ(heads, classes.inner_products()[1].classes);
+    std::vector<bool> removed(static_cast<std::size_t>(classes.count()), false);
+    const auto remove = [&](int c) {
+      ASSERT_TRUE(classes.removable(c));
+      removed[static_cast<std::size_t>(c)] = true;
+    };
+    remove(heads[static_cast<std::size_t>(head)]);
+    EXPECT_EQ(classes.width(heads[0]), 8);
+    for (const auto& p : classes.products()) {
+      if (p.out.size() == 24) remove(p.out[5]);
+      // Whatever is added to the input keeps its channels.
+      const bool ends_in_sum = g.nodes[p.node].inputs[0] != g.inputs[0] && p.out.size() == 16;
+      EXPECT_FALSE(ends_in_sum && classes.removable(p.out[0])) << g.nodes[p.node].name;
+    }
+    const Model small(classes.without(removed)), whole(g);
+    ASSERT_TRUE(small.has_plan()) << small.why_not();
+    // Of two heads one is gone: half of the attention, and half of the products around it.
+    EXPECT_LT(static_cast<double>(small.full_cost().flops), 0.75 * static_cast<double>(whole.full_cost().flops));
+    for (const Index n : {1, 3}) {
+      const std::vector<Tensor> in{test::random_tensor({n, 6, 16}, 4)};
+      const auto a = small.run(in)[0], b = whole.run(in)[0];
+      const auto v = b.values<float>();
+      EXPECT_LT(test::relative_error(a.values<float>(), std::vector<double>(v.begin(), v.end())), 1e-5);
+    }
+  }
+}
+
+TEST(Prune, TransformersLoseTheHeadThatSaysNothing) {
+  const Model model(transformer(1, {}));
+  const auto x = test::random_floats(256 * 96, 3, -1, 2);
+  PruneOptions o;
+  o.share = 0.25;
+  o.blocks = false;
+  o.granularity = 4;
+  const PruneResult r = prune(model, x, o);
+  EXPECT_LE(r.flops, 0.75 * r.full_flops);
+  EXPECT_GE(r.agreement, 0.98);
+  const auto kept = [&](std::size_t i) { return r.layers[i].kept; };
+  ASSERT_EQ(r.layers.size(), 7u);  // queries, keys, values, the product behind them, two of tokens, the classes
+  for (const std::size_t i : {0u, 1u, 2u}) EXPECT_EQ(kept(i), 8) << r.layers[i].name;
+  EXPECT_EQ(kept(3), 16);
+  // What is left is fitted, biases of their own included.
+  o.share = 0.4;
+  const PruneResult fitted = prune(model, x, o);
+  o.refit = false;
+  const PruneResult plain = prune(model, x, o);
+  const std::vector<Tensor> in{test::random_tensor({64, 6, 16}, 9)};
+  const Tensor whole = model.run(in)[0];
+  const auto error = [&](const Graph& g) {
+    const Tensor found = Model(g).run(in)[0];
+    double d = 0;
+    for (std::size_t i = 0; i < whole.values<float>().size(); ++i) {
+      const auto e = static_cast<double>(whole.values<float>()[i] - found.values<float>()[i]);
+      d += e * e;
+    }
+    return d;
+  };
+  EXPECT_LT(error(fitted.graph), 0.7 * error(plain.graph));
+}
+
 TEST(Prune, LeastSquaresMakeUpForWhatIsGone) {
   const Model model(test::residual_network());
   const auto x = test::random_floats(256 * 192, 3, -1, 2);

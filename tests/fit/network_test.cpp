@@ -111,6 +111,48 @@ TEST(TrainableNetwork, GradientsEqualFiniteDifferences) {
   }
 }
 
+// A loss at a value inside: its gradient goes through everything in front and nothing behind.
+TEST(TrainableNetwork, GradientsByInnerValuesAreHandedOn) {
+  const Graph g = named(test::residual_network());
+  TrainableNetwork network(g, g.outputs.back(), {});
+  Pass p = network.make_pass();
+  const auto x = test::random_floats(network.sample_size(), 5);
+  const auto sum = std::find_if(g.nodes.begin(), g.nodes.end(), [](const Node& n) { return n.op == "Add"; });
+  ASSERT_NE(sum, g.nodes.end());
+  const ValueId v = sum->outputs[0];
+  network.forward(x, p);
+  const auto weight = test::random_floats(static_cast<Index>(network.value(v, p).size()), 6);
+  const std::vector<float> nothing(static_cast<std::size_t>(network.classes()), 0.0f);
+  network.backward(nothing, p, [&] {
+    for (std::size_t i = 0; i < weight.size(); ++i) network.gradient(v, p)[i] += weight[i];
+  });
+  const auto projected = [&] {
+    network.pack();
+    network.forward(x, p);
+    double d = 0;
+    const auto found = network.value(v, p);
+    for (std::size_t i = 0; i < weight.size(); ++i) d += static_cast<double>(found[i] * weight[i]);
+    return d;
+  };
+  Index checked = 0, close = 0;
+  for (std::size_t k = 0; k < network.parameters().size(); ++k) {
+    auto& value = network.parameters()[k].value;
+    for (std::size_t i = 0; i < value.size(); i += 1 + value.size() / 10) {
+      const float at = value[i];
+      constexpr float step = 2e-3f;
+      value[i] = at + step;
+      const double above = projected();
+      value[i] = at - step;
+      const double below = projected();
+      value[i] = at;
+      const double expected = (above - below) / (2 * static_cast<double>(step));
+      ++checked;
+      close += std::fabs(expected - static_cast<double>(p.parameters[k][i])) < 0.02 + 0.03 * std::fabs(expected);
+    }
+  }
+  EXPECT_GE(close, checked * 93 / 100) << close << " of " << checked;
+}
+
 TEST(TrainableNetwork, NamesWhatItCannotTrainThrough) {
   test::Builder b;
   b.g.opset = 13;
@@ -166,6 +208,46 @@ TEST(Distil, LearnsTheTeachersAnswers) {
     answers.emplace_back(v.begin(), v.end());
   }
   EXPECT_EQ(answers[0], answers[1]);
+}
+
+// What stands between the layers comes nearer to the teacher's where it is asked to.
+TEST(Distil, HintsBringInnerValuesNearer) {
+  const Graph teacher = named(test::residual_network());
+  Graph student = teacher;
+  for (Node& n : student.nodes) {
+    if (n.op != "Conv") continue;
+    n.inputs[1] = student.add_constant(n.name + "_changed", test::random_tensor(student[n.inputs[1]].constant.shape(),
+                                                                                static_cast<unsigned>(n.inputs[1])));
+  }
+  const ValueId answer = student.outputs.back();
+  const std::vector<Hint> hints = shared_places(student, answer, teacher, 4, {});
+  ASSERT_FALSE(hints.empty());
+  const auto x = test::random_floats(400 * 192, 8, -1, 2);
+  const auto distance = [&](const Graph& g) {
+    double d = 0;
+    std::vector<Tensor> from, to;
+    const std::vector<Tensor> in{test::random_tensor({16, 3, 8, 8}, 9)};
+    for (const Hint& h : hints) {
+      const std::vector<ValueId> a{h.student}, b{h.teacher.value};
+      const Tensor found = Model(with_outputs(g, a)).run(in)[0], goal = Model(with_outputs(teacher, b)).run(in)[0];
+      double difference = 0, power = 0;
+      for (std::size_t i = 0; i < goal.values<float>().size(); ++i) {
+        difference += std::pow(static_cast<double>(found.values<float>()[i] - goal.values<float>()[i]), 2);
+        power += std::pow(static_cast<double>(goal.values<float>()[i]), 2);
+      }
+      d += difference / power;
+    }
+    return d;
+  };
+  DistilOptions o;
+  o.epochs = 4;
+  o.rate = 3e-3f;
+  o.augment = false;
+  const auto learned = [&](float share) {
+    o.hints = share;
+    return distil(student, answer, teacher, teacher.outputs.back(), x, {}, o, [](Index, Index) {});
+  };
+  EXPECT_LT(distance(learned(1).graph), 0.7 * distance(learned(0).graph));
 }
 
 }  // namespace

@@ -117,5 +117,21 @@ TEST(Passes, ChannelsLastThroughWhatStandsBetweenConvolutions) {
   expect_same(Model(b.g), {3, 3, 9, 9});
 }
 
+TEST(Passes, WhoTurnsChannelsToTheBackFindsThemThere) {
+  for (const bool is_read_plain : {false, true}) {
+    test::Builder b;
+    b.g.opset = 13;
+    const auto x = b.node("Relu", {b.node("Conv", {b.input("x", {dynamic, 3, 9, 9}), b.constant({8, 3, 3, 3}, 1)})});
+    b.output(b.node("Transpose", {x}, {{"perm", std::vector<Index>{0, 2, 3, 1}}}), "last");
+    if (is_read_plain) b.output(x, "first");
+    const Model model(b.g);
+    expect_same(model, {3, 3, 9, 9});
+    const auto copies = std::count_if(model.layers().begin(), model.layers().end(), [](const LayerInfo& l) {
+      return l.op == "Transpose" && l.name != "x.channels_last";
+    });
+    EXPECT_EQ(copies, is_read_plain ? 1 : 0);
+  }
+}
+
 }  // namespace
 }  // namespace offramp

@@ -71,35 +71,22 @@ TEST_P(EveryIsa, DeepGemmEqualsEigen) {
   }
 }
 
-// The kernels of training and of pooled heads, with tails of every length.
-TEST_P(EveryIsa, OuterMomentsAndCellsEqualPlainLoops) {
+// What pooled heads read, with tails of every length.
+TEST_P(EveryIsa, PoolCellsEqualPlainLoops) {
   for (const Index n : {1, 7, 16, 18, 33, 64}) {
-    const Index rows = 300, width = 11;
-    const auto a = test::random_floats(rows * width, 1), b = test::random_floats(rows * n, 2);
-    std::vector<float> c(static_cast<std::size_t>(width * n), 0.5f);
-    k.outer(a.data(), width, b.data(), n, rows, width, n, c.data());
-    std::vector<float> mean(static_cast<std::size_t>(n)), variance(mean), sum(mean), largest(mean);
-    k.moments(b.data(), rows, n, mean.data(), variance.data());
-    k.pool_cell(b.data(), 20 * n, 15, 13, n, sum.data(), largest.data());  // 13 of each row of 20 pixels
+    const Index rows = 300;
+    const auto x = test::random_floats(rows * n, 2);
+    std::vector<float> sum(static_cast<std::size_t>(n)), largest(sum);
+    k.pool_cell(x.data(), 20 * n, 15, 13, n, sum.data(), largest.data());  // 13 of each row of 20 pixels
     for (Index j = 0; j < n; ++j) {
-      const auto at = [&](Index r) { return static_cast<double>(b[static_cast<std::size_t>(r * n + j)]); };
-      double m = 0, v = 0, cell = 0, most = -1e9;
-      for (Index r = 0; r < rows; ++r) m += at(r) / static_cast<double>(rows);
-      for (Index r = 0; r < rows; ++r) v += (at(r) - m) * (at(r) - m) / static_cast<double>(rows);
+      double cell = 0, most = -1e9;
       for (Index r = 0; r < rows; ++r) {
-        if (r % 20 < 13) cell += at(r), most = std::max(most, at(r));
+        const auto at = static_cast<double>(x[static_cast<std::size_t>(r * n + j)]);
+        if (r % 20 < 13) cell += at, most = std::max(most, at);
       }
       const auto u = static_cast<std::size_t>(j);
-      EXPECT_NEAR(static_cast<double>(mean[u]), m, 1e-5);
-      EXPECT_NEAR(static_cast<double>(variance[u]), v, 1e-5);
       EXPECT_NEAR(static_cast<double>(sum[u]), cell, 1e-3);
       EXPECT_EQ(static_cast<double>(largest[u]), most);
-      for (Index i = 0; i < width; ++i) {
-        double dot = 0.5;
-        for (Index r = 0; r < rows; ++r) dot += static_cast<double>(a[static_cast<std::size_t>(r * width + i)]) * at(r);
-        EXPECT_NEAR(static_cast<double>(c[static_cast<std::size_t>(i * n + j)]), dot, 1e-3)
-            << i << "," << j << " of " << n;
-      }
     }
   }
 }
@@ -304,17 +291,6 @@ TEST_P(EveryIsa, LayerNormAndSums) {
       for (Index r = 0; r < 4; ++r) sum += static_cast<double>(x[static_cast<std::size_t>(r * n + i)]);
       EXPECT_NEAR(static_cast<double>(sums[static_cast<std::size_t>(i)]), sum / 4, 1e-6);
     }
-  }
-}
-
-TEST_P(EveryIsa, ReluGradientAddsWhereTheInputIsPositive) {
-  for (const Index n : {1, 7, 16, 37, 64}) {
-    auto x = test::random_floats(n, 3);
-    x[0] = 0;
-    const auto d = test::random_floats(n, 4), before = test::random_floats(n, 5);
-    auto after = before;
-    k.relu_gradient(x.data(), d.data(), after.data(), n);
-    for (std::size_t i = 0; i < x.size(); ++i) EXPECT_EQ(after[i], x[i] > 0 ? before[i] + d[i] : before[i]);
   }
 }
 

@@ -52,6 +52,7 @@ struct CacheOptions {
 
   CacheOptions() {
     explore.epochs = refine.epochs = 0;
+    explore.halvings = {{1.0 / 8, 5}, {1.0 / 3, 3}};
     refine.rate = 2e-3f;
   }
 };
@@ -318,11 +319,13 @@ class Cacher {
         if (cost > options_.largest_head * behind) continue;
         fit::PlacedHead h;
         h.place = p;
+        h.behind = behind, h.cost = cost;
         h.head = std::make_unique<fit::TrainableHead>(d, places_[p].shape, classes_, options_.seed + heads.size() + 1);
         heads.push_back(std::move(h));
       }
     }
-    options_.explore.epochs = epochs_for(options_.explore.epochs, 40e3, 40);
+    options_.explore.epochs = epochs_for(options_.explore.epochs, 90e3, 40);
+    if (!options_.budget) options_.explore.epsilon = options_.certificate.epsilon;
     options_.refine.epochs = epochs_for(options_.refine.epochs, 180e3, 120);
     train(backbone, heads, augmentation, options_.explore, "training " + std::to_string(heads.size()) + " heads");
 
@@ -360,6 +363,7 @@ class Cacher {
     for (std::size_t i = 0; i < kept.size(); ++i) {
       fit::PlacedHead h = std::move(heads[static_cast<std::size_t>(kept[i])]);
       h.threshold = thresholds[i];
+      h.dropped = false;
       h.best.clear();
       h.best_loss = std::numeric_limits<double>::infinity();
       if (options_.read_earlier && i > 0 && !h.head->design().class_means) {

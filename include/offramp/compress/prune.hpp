@@ -89,17 +89,18 @@ class PatchReader {
       channels_ = in[1], outs_ = out[1];
     } else {
       channels_ = in[in.rank() - 1], outs_ = out[out.rank() - 1];
+      rows_ = in.count(1, in.rank() - 1);
     }
   }
   Index taps() const noexcept { return is_conv_ ? window_.taps() : 1; }
-  Index pixels() const noexcept { return is_conv_ ? window_.out_count() : 1; }
+  Index pixels() const noexcept { return is_conv_ ? window_.out_count() : rows_; }
   Index width() const noexcept { return channels_ * taps(); }
   Index outputs() const noexcept { return outs_; }
 
   /// The window of output `p` of sample `i`, channel by channel.
   void read(const TensorView& x, Index i, Index p, double* to) const {
     if (!is_conv_) {
-      for (Index c = 0; c < channels_; ++c) to[c] = static_cast<double>(x.f32()[i * channels_ + c]);
+      for (Index c = 0; c < channels_; ++c) to[c] = static_cast<double>(x.f32()[(i * rows_ + p) * channels_ + c]);
       return;
     }
     const Window& w = window_;
@@ -118,13 +119,13 @@ class PatchReader {
   }
   void target(const TensorView& y, Index i, Index p, double* to) const {
     for (Index o = 0; o < outs_; ++o)
-      to[o] = static_cast<double>(is_conv_ ? y.f32()[(i * outs_ + o) * pixels() + p] : y.f32()[i * outs_ + o]);
+      to[o] = static_cast<double>(y.f32()[is_conv_ ? (i * outs_ + o) * pixels() + p : (i * rows_ + p) * outs_ + o]);
   }
 
  private:
   bool is_conv_ = false;
   Window window_;
-  Index channels_ = 0, outs_ = 0;
+  Index channels_ = 0, outs_ = 0, rows_ = 1;
 };
 
 /// Sums of products of windows with themselves and with outputs.
@@ -174,6 +175,23 @@ inline Matrix weights_of(const Graph& g, const Node& n, Index width, Index outpu
   }
   return w;
 }
+/// The one addition of a constant for each output that reads a product without a bias of its own, or null.
+inline Node* bias_behind(Graph& g, const Node& n, Index outputs) {
+  Node* reader = nullptr;
+  for (Node& r : g.nodes) {
+    const auto reads = std::count(r.inputs.begin(), r.inputs.end(), n.outputs[0]);
+    if (reads == 0) continue;
+    if (reader || reads > 1) return nullptr;
+    reader = &r;
+  }
+  if (!reader || reader->op != "Add" || g.is_output(n.outputs[0])) return nullptr;
+  for (const ValueId v : reader->inputs) {
+    if (!g.is_constant(v)) continue;
+    const Shape& s = g[v].constant.shape();
+    if (s.count() == outputs && s[s.rank() - 1] == outputs && g[v].constant.type() == DType::f32) return reader;
+  }
+  return nullptr;
+}
 inline void set_weights(Graph& g, Node& n, const Matrix& w) {
   const Index width = static_cast<Index>(w.rows()) - 1, outputs = static_cast<Index>(w.cols());
   const Tensor& old = g[n.inputs[1]].constant;
@@ -185,7 +203,16 @@ inline void set_weights(Graph& g, Node& n, const Matrix& w) {
     static_cast<float*>(b.mutable_data())[o] = static_cast<float>(w(width, o));
   }
   n.inputs[1] = g.add_constant(n.name + "_fitted_weight", t);
-  if (n.op == "MatMul") return;  // has no bias of its own
+  if (n.op == "MatMul") {  // has no bias of its own
+    Node* add = bias_behind(g, n, outputs);
+    if (!add) return;
+    const auto v = std::find_if(add->inputs.begin(), add->inputs.end(), [&](ValueId i) { return g.is_constant(i); });
+    Tensor sum(DType::f32, g[*v].constant.shape());
+    for (Index o = 0; o < outputs; ++o)
+      static_cast<float*>(sum.mutable_data())[o] = g[*v].constant.view().f32()[o] + static_cast<float>(w(width, o));
+    *v = g.add_constant(add->name + "_fitted_bias", sum);
+    return;
+  }
   n.inputs.resize(std::max<std::size_t>(3, n.inputs.size()), no_value);
   n.inputs[2] = g.add_constant(n.name + "_fitted_bias", b);
 }
@@ -291,14 +318,16 @@ class Pruner {
   Graph refitted(Graph small) const {
     std::map<std::string, std::size_t> whole;
     for (std::size_t i = 0; i < g_.nodes.size(); ++i) whole[g_.nodes[i].name] = i;
+    std::set<std::string> products;
+    for (const auto& p : classes_.products()) {
+      if (!p.depthwise) products.insert(g_.nodes[p.node].name);
+    }
     const Inference shapes = infer_batch(small, o_.model, 2);
     const Index count = static_cast<Index>(samples_.size()) / sample_size(g_);
     bool changed = !blocks_gone().empty();
     for (std::size_t i = 0; i < small.nodes.size(); ++i) {
       Node& n = small.nodes[i];
-      if (!ChannelClasses::is_product(n) || !has_constant_weights(small, n) || n.integer("group", 1) != 1 ||
-          !whole.contains(n.name) || shapes.views[static_cast<std::size_t>(n.inputs[0])].shape.rank() == 3)
-        continue;
+      if (!products.contains(n.name)) continue;
       const Node& source = g_.nodes[whole[n.name]];
       // Nothing in front has changed: nothing to make up for.
       changed = changed || g_[source.inputs[1]].constant.count() != small[n.inputs[1]].constant.count();
@@ -307,7 +336,8 @@ class Pruner {
                   out = shapes.views[static_cast<std::size_t>(n.outputs[0])].shape;
       const PatchReader reader(n, small, in, out);
       const Index each = std::max<Index>(1, o_.rows / std::max<Index>(1, count));
-      const auto kept = kept_of(source.outputs[0], out[out.rank() >= 3 ? 1 : out.rank() - 1]);
+      const int axis = ChannelClasses::axis_of(n, out.rank());
+      const auto kept = kept_of(source.outputs[0], out[axis]);
       Moments m;
       std::mt19937_64 random(o_.seed + i);
       // Where the output is added to something, what counts is the sum: the product also makes up for what pruning did
@@ -320,7 +350,7 @@ class Pruner {
       watch_values(g_, o_.model, {goal}, samples_, o_.batch, [&](std::size_t, const TensorView& y) {
         Tensor copy(y.type, y.shape);
         std::copy_n(y.f32(), y.count(), static_cast<float*>(copy.mutable_data()));
-        targets.push_back(ChannelClasses::cut(copy, y.shape.rank() >= 3 ? 1 : y.shape.rank() - 1, kept));
+        targets.push_back(ChannelClasses::cut(copy, axis, kept));
       });
       std::size_t batch = 0;
       std::vector<ValueId> watched;
@@ -336,7 +366,8 @@ class Pruner {
         take(m, reader, x, target.view(), each, random);
         ++batch;
       });
-      set_weights(small, n, solve(m, weights_of(small, n, reader.width(), reader.outputs())));
+      const bool has_bias = n.op != "MatMul" || bias_behind(small, n, reader.outputs());
+      set_weights(small, n, solve(m, weights_of(small, n, reader.width(), reader.outputs()), has_bias));
     }
     small.remove_dead_nodes();
     return small;
@@ -373,6 +404,7 @@ class Pruner {
     };
     double all = 0;
     for (const auto& p : classes_.products()) all += flops_of(p);
+    for (const auto& p : classes_.inner_products()) all += 2 * p.macs * static_cast<double>(left_of(p.classes));
     for (const Block& b : now_.blocks) {
       if (!b.gone) continue;
       for (const std::size_t l : b.products) all -= flops_of(classes_.products()[l]);
@@ -499,7 +531,7 @@ class Pruner {
     return {reader->name, other};
   }
 
-  Matrix solve(const Moments& m, const Matrix& start) const {
+  Matrix solve(const Moments& m, const Matrix& start, bool has_bias) const {
     Matrix a = m.xx.selfadjointView<Eigen::Lower>();
     const Index n = static_cast<Index>(a.rows());
     const double mean = a.diagonal().head(n - 1).mean();
@@ -510,6 +542,10 @@ class Pruner {
       b.row(i) += ridge * start.row(i);
     }
     a(n - 1, n - 1) += 1e-9 * m.rows;
+    if (!has_bias) {
+      a.row(n - 1).head(n - 1).setZero();
+      b.row(n - 1).setZero();
+    }
     return a.selfadjointView<Eigen::Lower>().llt().solve(b);
   }
 
@@ -562,8 +598,10 @@ class Pruner {
       const auto& p = products[l];
       for (std::size_t i = 0; i < p.in.size(); ++i) {
         const int c = p.in[i];
-        if (c != ChannelClasses::none && classes_.removable(c))
-          members_[static_cast<std::size_t>(c)].emplace_back(l, static_cast<Index>(i));
+        if (c == ChannelClasses::none || !classes_.removable(c)) continue;
+        auto& readers = members_[static_cast<std::size_t>(c)];
+        if (readers.empty() || readers.back().first != l) readers.push_back({l, {}});
+        readers.back().second.push_back(static_cast<Index>(i));
       }
     }
   }
@@ -593,25 +631,33 @@ class Pruner {
     }
   }
 
+  // Rows of a layer's weights that read these channels.
+  static std::vector<Index> rows_of(const std::vector<Index>& channels, Index taps) {
+    std::vector<Index> rows;
+    for (const Index c : channels) {
+      for (Index t = 0; t < taps; ++t) rows.push_back(c * taps + t);
+    }
+    return rows;
+  }
+
   // The error that the readers of a class make more without it, after their best refit.
   double cost_of(int c) const {
     double all = 0;
-    for (const auto& [l, channel] : members_[static_cast<std::size_t>(c)]) {
+    for (const auto& [l, channels] : members_[static_cast<std::size_t>(c)]) {
       const Layer& layer = now_.layers[l];
-      if (layer.moments.rows == 0 || layer.gone[static_cast<std::size_t>(channel)]) continue;
-      const Index taps = classes_.products()[l].taps;
-      const Index at = channel * taps;
-      const auto rows = layer.weights.middleRows(at, taps);
+      if (layer.moments.rows == 0 || layer.gone[static_cast<std::size_t>(channels[0])]) continue;
+      const std::vector<Index> at = rows_of(channels, classes_.products()[l].taps);
+      const Matrix rows = layer.weights(at, Eigen::all);
       double error = 0;
       switch (o_.criterion) {
         case PruneCriterion::reconstruction: {
-          const Matrix block = layer.inverse.block(at, at, taps, taps);
-          const Matrix solved = block.ldlt().solve(Matrix(rows));
+          const Matrix block = layer.inverse(at, at);
+          const Matrix solved = block.ldlt().solve(rows);
           error = (rows.array() * solved.array()).sum() / std::max(layer.power, 1e-30) * layer.weight;
           break;
         }
         case PruneCriterion::activation_energy:
-          error = layer.moments.xx.diagonal().segment(at, taps).sum() / layer.moments.rows * rows.squaredNorm();
+          error = layer.moments.xx.diagonal()(at).sum() / layer.moments.rows * rows.squaredNorm();
           break;
         case PruneCriterion::weight_norm:
           break;
@@ -671,8 +717,9 @@ class Pruner {
     for (const int c : now_.kinds[kind]) {
       if (!now_.removed[static_cast<std::size_t>(c)]) left.push_back(c);
     }
+    if (left.empty()) return {};
     // The first group leaves a multiple of the granularity.
-    const auto step = static_cast<std::size_t>(std::max<Index>(1, o_.granularity));
+    const auto step = static_cast<std::size_t>(std::max<Index>(1, o_.granularity / classes_.width(left[0])));
     std::size_t take_away = left.size() % step == 0 ? step : left.size() % step;
     if (left.size() < take_away + std::max<std::size_t>(1, limits_[kind])) return {};
     std::stable_sort(left.begin(), left.end(), [&](int a, int b) { return now_.cost[a] < now_.cost[b]; });
@@ -683,12 +730,12 @@ class Pruner {
     // Whoever shares a reader with what has gone costs something else now.
     std::set<std::size_t> touched;
     for (const int c : now_.groups[changed]) {
-      for (const auto& [l, channel] : members_[static_cast<std::size_t>(c)]) touched.insert(l);
+      for (const auto& [l, channels] : members_[static_cast<std::size_t>(c)]) touched.insert(l);
     }
     for (std::size_t k = 0; k < now_.kinds.size(); ++k) {
       bool affected = k == changed;
       for (const int c : now_.kinds[k]) {
-        for (const auto& [l, channel] : members_[static_cast<std::size_t>(c)])
+        for (const auto& [l, channels] : members_[static_cast<std::size_t>(c)])
           affected = affected || touched.contains(l);
         if (affected) break;
       }
@@ -708,8 +755,9 @@ class Pruner {
   void remove(const std::vector<int>& classes) {
     for (const int c : classes) {
       now_.removed[static_cast<std::size_t>(c)] = true;
-      for (const auto& [l, channel] : members_[static_cast<std::size_t>(c)])
-        eliminate(now_.layers[l], classes_.products()[l].taps, channel);
+      for (const auto& [l, channels] : members_[static_cast<std::size_t>(c)]) {
+        for (const Index channel : channels) eliminate(now_.layers[l], classes_.products()[l].taps, channel);
+      }
     }
   }
   // Takes a channel out of a reader: its best weights for what is left, and the inverse that goes with them.
@@ -743,7 +791,7 @@ class Pruner {
     std::vector<double> savings;  // of each group; negative: not known
     std::vector<Block> blocks;
   } now_, start_;
-  std::vector<std::vector<std::pair<std::size_t, Index>>> members_;  // of each class: readers and their channel
+  std::vector<std::vector<std::pair<std::size_t, std::vector<Index>>>> members_;  // of each class: who reads what
   std::vector<std::size_t> limits_;
   std::span<const float> part_;  // the samples that tell what a change does to the answers
   std::vector<float> answers_;

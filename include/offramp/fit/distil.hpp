@@ -25,6 +25,9 @@ struct DistilOptions {
   /// Of the samples, that are a random mixture of two: the teacher's answers to these are targets as good as any
   /// (function matching, Beyer et al. 2022, arXiv 2106.05237, section 3).
   double mixed = 0.3;
+  /// Weight of the relative squared error of what stands between the layers, where teacher and student have a value of
+  /// the same name and shape (hints: Romero et al., ICLR 2015, arXiv 1412.6550). 0: answers alone.
+  float hints = 1;
   std::uint64_t seed = 0;
   int threads = 1;
 };
@@ -47,6 +50,31 @@ inline void mix(std::vector<float>& samples, std::size_t width, double share, st
   }
 }
 
+/// A value that teacher and student both have.
+struct Hint {
+  ValueId student = no_value;
+  Place teacher;
+};
+
+/// Places of the student that the teacher has under the same name and in the same shape.
+inline std::vector<Hint> shared_places(const Graph& student, ValueId answer, const Graph& teacher, Index classes,
+                                       const ModelOptions& model) {
+  std::vector<Hint> hints;
+  const Inference shapes = infer_batch(teacher, model, 1), own = infer_batch(student, model, 1);
+  for (Place& p : find_places(student, answer, classes, model)) {
+    for (std::size_t v = 0; v < teacher.values.size(); ++v) {
+      if (teacher.values[v].name != p.name ||
+          shapes.views[v].shape != own.views[static_cast<std::size_t>(p.value)].shape)
+        continue;
+      Hint h{p.value, std::move(p)};
+      h.teacher.value = static_cast<ValueId>(v);
+      hints.push_back(std::move(h));
+      break;
+    }
+  }
+  return hints;
+}
+
 /// Trains `student`, a graph from `simplified` whose nodes have names of their own, at its output `answer`, to give the
 /// softened answers of `teacher` at its output `teacher_answer`. Both read the same input. The result does not depend
 /// on the number of threads. `progress(done, total)` is called after each batch.
@@ -58,7 +86,11 @@ DistilResult distil(const Graph& student, ValueId answer, const Graph& teacher, 
   TrainableNetwork network(student, answer, model);
   const Index size = network.sample_size(), classes = network.classes();
   const auto pool = std::make_shared<ThreadPool>(std::max(1, options.threads));
-  const Backbone backbone(teacher, teacher_answer, {}, classes, model, pool, options.batch);
+  std::vector<Hint> hints;
+  if (options.hints > 0) hints = shared_places(student, answer, teacher, classes, model);
+  std::vector<Place> places;
+  for (const Hint& h : hints) places.push_back(h.teacher);
+  const Backbone backbone(teacher, teacher_answer, places, classes, model, pool, options.batch);
   OFFRAMP_REQUIRE(backbone.sample_size() == size, "teacher and student read samples of different sizes");
   const Index count = static_cast<Index>(samples.size()) / size;
   const Index held = static_cast<Index>(static_cast<double>(count) * options.held_out), n = count - held;
@@ -83,6 +115,14 @@ DistilResult distil(const Graph& student, ValueId answer, const Graph& teacher, 
   const auto run = [&](Index samples_here, bool train) {
     backbone.run(x, samples_here, maps, scores);
     soften(scores, classes, options.temperature, soft);
+    std::vector<float> pull;  // of each hint, for one element of one sample
+    for (std::size_t h = 0; train && h < hints.size(); ++h) {
+      double power = 0;
+      for (const float v : maps[h].values) power += static_cast<double>(v) * static_cast<double>(v);
+      const auto all = static_cast<double>(hints.size()) * std::max(power, 1e-20);
+      pull.push_back(
+          static_cast<float>(2 * static_cast<double>(options.hints * options.temperature * options.temperature) / all));
+    }
     parallel(*pool, parts, [&](Index part) {
       Pass& p = passes[static_cast<std::size_t>(part)];
       Targets t;
@@ -98,7 +138,14 @@ DistilResult distil(const Graph& student, ValueId answer, const Graph& teacher, 
         sum += distillation_loss(said, t, weight, d);
         if (!train) continue;
         for (float& g : d) g /= static_cast<float>(samples_here);
-        network.backward(d, p);
+        network.backward(d, p, [&] {
+          for (std::size_t h = 0; h < hints.size(); ++h) {
+            const auto found = network.value(hints[h].student, p);
+            const auto gradient = network.gradient(hints[h].student, p);
+            const float* goal = maps[h].values.data() + i * static_cast<Index>(found.size());
+            for (std::size_t k = 0; k < found.size(); ++k) gradient[k] += pull[h] * (found[k] - goal[k]);
+          }
+        });
       }
       losses[static_cast<std::size_t>(part)] = sum;
     });

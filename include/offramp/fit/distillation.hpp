@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "offramp/core/shape.hpp"
+#include "offramp/kernel/training.hpp"
 
 namespace offramp::fit {
 
@@ -28,17 +29,14 @@ struct Adam {
 
   /// One step, the `count`-th, counted from 1; the gradient is spent.
   void step(Parameter& p, float rate, std::int64_t count) const noexcept {
-    const float c1 = 1 - std::pow(beta1, static_cast<float>(count)),
-                c2 = 1 - std::pow(beta2, static_cast<float>(count));
-    const float shrink = p.decays ? 1 - rate * weight_decay : 1.0f;
-    for (std::size_t i = 0; i < p.value.size(); ++i) {
-      const float g = p.gradient[i];
-      p.first_moment[i] = beta1 * p.first_moment[i] + (1 - beta1) * g;
-      p.second_moment[i] = beta2 * p.second_moment[i] + (1 - beta2) * g * g;
-      p.value[i] =
-          p.value[i] * shrink - rate * (p.first_moment[i] / c1) / (std::sqrt(p.second_moment[i] / c2) + epsilon);
-      p.gradient[i] = 0;
-    }
+    kernel::AdamStep s;
+    s.beta1 = beta1, s.beta2 = beta2, s.epsilon = epsilon;
+    s.rate = rate / (1 - std::pow(beta1, static_cast<float>(count)));
+    s.second_scale = 1 / (1 - std::pow(beta2, static_cast<float>(count)));
+    s.shrink = p.decays ? 1 - rate * weight_decay : 1.0f;
+    kernel::training_kernels_for(best_isa())
+        .adam(s, p.value.data(), p.gradient.data(), p.first_moment.data(), p.second_moment.data(),
+              static_cast<Index>(p.value.size()));
   }
 };
 

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -17,8 +18,8 @@
 
 #include "offramp/exit/head.hpp"
 #include "offramp/fit/distillation.hpp"
-#include "offramp/kernel/dispatch.hpp"
 #include "offramp/kernel/pack.hpp"
+#include "offramp/kernel/training.hpp"
 
 namespace offramp::fit {
 
@@ -43,31 +44,49 @@ inline void initialise(Parameter& p, Index inputs, std::mt19937_64& random) {
 /// Matrix products on the vector kernels; weights are packed anew each time, since they change.
 class Products {
  public:
-  /// c = a w, with a [m][k] and w [k][n].
-  void multiply(const float* a, const float* w, float* c, Index m, Index k, Index n) { run(a, w, n, 1, c, m, k, n); }
-  /// c = a w^T, with a [m][n] and w [k][n].
-  void multiply_transposed(const float* a, const float* w, float* c, Index m, Index k, Index n) {
-    run(a, w, 1, n, c, m, n, k);
+  /// The right side of the products that follow: w [k][n].
+  void pack(const float* w, Index k, Index n) { pack(w, n, 1, k, n); }
+  /// The same for w^T, with w [k][n].
+  void pack_transposed(const float* w, Index k, Index n) { pack(w, 1, n, n, k); }
+  /// c = a w, with a [m][k] and c [m][n].
+  void multiply(const float* a, float* c, Index m) const noexcept {
+    kernel::Gemm g;
+    g.m = m, g.n = n_, g.run = k_;
+    g.a = a, g.lda = k_;
+    g.b = packed_.data();
+    g.c = c, g.ldc = n_;
+    kernels_.gemm(g);
+  }
+  /// c = a w, where a row of a is what stands at `taps` offsets, k / taps floats each, or zeros.
+  void multiply_at(const float* a, const std::int32_t* offsets, Index taps, float* c, Index m) {
+    zeros_.resize(static_cast<std::size_t>(k_ / taps), 0.0f);
+    kernel::Gemm g;
+    g.m = m, g.n = n_, g.taps = taps, g.run = k_ / taps;
+    g.a = a, g.offsets = offsets, g.zeros = zeros_.data();
+    g.b = packed_.data();
+    g.c = c, g.ldc = n_;
+    kernels_.gemm(g);
   }
   /// c += a^T b, with a [m][k], b [m][n] and c [k][n].
   void add_outer(const float* a, const float* b, float* c, Index m, Index k, Index n) const noexcept {
-    kernels_.outer(a, k, b, n, m, k, n, c);
+    training_.outer(a, k, b, n, m, k, n, c);
+  }
+  /// to += from.
+  void add(const float* from, float* to, Index n) const noexcept {
+    kernels_.binary(kernel::Binary::add, to, 1, from, 1, to, n);
   }
 
  private:
-  void run(const float* a, const float* w, Index row_step, Index column_step, float* c, Index m, Index k, Index n) {
+  void pack(const float* w, Index row_step, Index column_step, Index k, Index n) {
+    k_ = k, n_ = n;
     packed_.resize(static_cast<std::size_t>(kernel::packed_size(k, n)));
     kernel::pack(w, row_step, column_step, k, n, 1.0f, packed_.data());
-    kernel::Gemm g;
-    g.m = m, g.n = n, g.run = k;
-    g.a = a, g.lda = k;
-    g.b = packed_.data();
-    g.c = c, g.ldc = n;
-    kernels_.gemm(g);
   }
 
   const kernel::Kernels& kernels_ = kernel::kernels_for(best_isa());
-  std::vector<float> packed_;
+  const kernel::TrainingKernels& training_ = kernel::training_kernels_for(best_isa());
+  Index k_ = 0, n_ = 0;
+  std::vector<float> packed_, zeros_;
 };
 
 /// One layer. `backward` follows the `forward` of the same batch, with `training` on.
@@ -154,7 +173,7 @@ class Norm {
   Index c_;
   bool relu_;
   std::vector<float> inverse_;
-  const kernel::Kernels& kernels_ = kernel::kernels_for(best_isa());
+  const kernel::TrainingKernels& kernels_ = kernel::training_kernels_for(best_isa());
 };
 
 /// Convolution (kernel 1 or 3, padding kernel / 2), norm, ReLU.
@@ -169,29 +188,40 @@ class ConvLayer final : public Layer {
 
   void forward(const Map& in, Map& out, bool training) override {
     out.resize(in.n, (in.height + stride_ - 1) / stride_, (in.width + stride_ - 1) / stride_, out_);
-    const float* left = in.values.data();
-    if (kernel_ != 1 || stride_ != 1) {
-      gather(in, out);
-      left = columns_.data();
-    }
     y_.resize(out.values.size());
-    products_.multiply(left, weights_.value.data(), y_.data(), out.rows(), depth(), out_);
+    products_.pack(weights_.value.data(), depth(), out_);
+    if (is_direct()) {
+      products_.multiply(in.values.data(), y_.data(), out.rows());
+    } else {
+      aim(in, out);
+      each_chunk(in, out, [&](Index image, Index pixel, Index rows) {
+        products_.multiply_at(in.values.data() + image, offsets_.data(), taps(), y_.data() + pixel * out_, rows);
+      });
+    }
     norm_.forward(y_.data(), out.values.data(), out.rows(), training);
   }
   void backward(const Map& in, const Map& out, const Map& d_out, Map* d_in) override {
     d_.resize(out.values.size());
     norm_.backward(y_.data(), out.values.data(), d_out.values.data(), d_.data(), out.rows());
-    const bool direct = kernel_ == 1 && stride_ == 1;
-    products_.add_outer(direct ? in.values.data() : columns_.data(), d_.data(), weights_.gradient.data(), out.rows(),
-                        depth(), out_);
-    if (d_in == nullptr) return;
-    d_in->resize(in.n, in.height, in.width, in_);
-    if (direct) {
-      products_.multiply_transposed(d_.data(), weights_.value.data(), d_in->values.data(), out.rows(), depth(), out_);
+    if (d_in != nullptr) {
+      d_in->resize(in.n, in.height, in.width, in_);
+      products_.pack_transposed(weights_.value.data(), depth(), out_);
+    }
+    if (is_direct()) {
+      products_.add_outer(in.values.data(), d_.data(), weights_.gradient.data(), out.rows(), in_, out_);
+      if (d_in != nullptr) products_.multiply(d_.data(), d_in->values.data(), out.rows());
       return;
     }
-    products_.multiply_transposed(d_.data(), weights_.value.data(), columns_.data(), out.rows(), depth(), out_);
-    scatter(out, *d_in);
+    if (d_in != nullptr) std::fill(d_in->values.begin(), d_in->values.end(), 0.0f);
+    columns_.resize(offsets_.size() * static_cast<std::size_t>(in_));
+    each_chunk(in, out, [&](Index image, Index pixel, Index rows) {
+      const float* d = d_.data() + pixel * out_;
+      gather(in.values.data() + image, rows);
+      products_.add_outer(columns_.data(), d, weights_.gradient.data(), rows, depth(), out_);
+      if (d_in == nullptr) return;
+      products_.multiply(d, columns_.data(), rows);
+      scatter(d_in->values.data() + image, rows);
+    });
   }
   std::vector<Parameter*> parameters() override { return {&weights_, &norm_.scale, &norm_.shift}; }
   std::vector<std::vector<float>*> statistics() override { return {&norm_.mean, &norm_.variance}; }
@@ -211,48 +241,66 @@ class ConvLayer final : public Layer {
   }
 
  private:
-  Index depth() const noexcept { return kernel_ * kernel_ * in_; }
+  Index taps() const noexcept { return kernel_ * kernel_; }
+  Index depth() const noexcept { return taps() * in_; }
+  bool is_direct() const noexcept { return kernel_ == 1 && stride_ == 1; }
 
-  // Calls f(column, pixel or -1) for every tap of every output.
+  // Images go through in chunks: what a chunk's windows hold side by side stays in cache.
+  Index chunk(const Map& out) const noexcept {
+    const Index pixels = out.height * out.width, cached = (Index{1} << 15) / std::max<Index>(1, pixels * depth());
+    return std::clamp<Index>(cached, 1, std::max<Index>(1, out.n));
+  }
+  // Calls f(first element of the input, first pixel of the output, pixels) for every chunk.
   template <class F>
-  void each_tap(const Map& in_shape, const Map& out, F&& f) const {
-    const Index pad = kernel_ / 2;
-    Index column = 0;
-    for (Index n = 0; n < out.n; ++n) {
-      for (Index y = 0; y < out.height; ++y) {
-        for (Index x = 0; x < out.width; ++x) {
-          for (Index ky = 0; ky < kernel_; ++ky) {
-            const Index iy = y * stride_ + ky - pad;
-            for (Index kx = 0; kx < kernel_; ++kx) {
-              const Index ix = x * stride_ + kx - pad;
-              const bool inside = iy >= 0 && iy < in_shape.height && ix >= 0 && ix < in_shape.width;
-              f(column, inside ? (n * in_shape.height + iy) * in_shape.width + ix : -1);
-              column += in_;
-            }
-          }
+  void each_chunk(const Map& in, const Map& out, F&& f) const {
+    const Index step = chunk(out), pixels = out.height * out.width;
+    for (Index n = 0; n < out.n; n += step)
+      f(n * in.height * in.width * in_, n * pixels, std::min(step, out.n - n) * pixels);
+  }
+  // Where the taps of each output of a chunk stand, from the chunk's first element; -1 outside.
+  void aim(const Map& in, const Map& out) {
+    const Index images = chunk(out), pad = kernel_ / 2;
+    const std::array<Index, 5> now{images, in.height, in.width, out.height, out.width};
+    if (now == aimed_) return;
+    aimed_ = now;
+    offsets_.clear();
+    for (Index n = 0; n < images; ++n) {
+      for (Index o = 0; o < out.height * out.width; ++o) {
+        for (Index t = 0; t < taps(); ++t) {
+          const Index y = o / out.width * stride_ + t / kernel_ - pad, x = o % out.width * stride_ + t % kernel_ - pad;
+          const bool inside = y >= 0 && y < in.height && x >= 0 && x < in.width;
+          offsets_.push_back(inside ? static_cast<std::int32_t>(((n * in.height + y) * in.width + x) * in_) : -1);
         }
       }
     }
   }
-  void gather(const Map& in, const Map& out) {
-    columns_.resize(static_cast<std::size_t>(out.rows() * depth()));
-    const std::size_t bytes = static_cast<std::size_t>(in_) * sizeof(float);
-    each_tap(in, out, [&](Index column, Index pixel) {
+  // Calls f(column, offset, floats) for taps that stand side by side.
+  template <class F>
+  void each_run(Index rows, F&& f) const {
+    const auto count = static_cast<std::size_t>(rows * taps());
+    const auto width = static_cast<std::size_t>(in_);
+    for (std::size_t i = 0; i < count;) {
+      std::size_t end = i + 1;
+      const std::int32_t at = offsets_[i];
+      while (end < count &&
+             (at < 0 ? offsets_[end] < 0 : offsets_[end] == at + static_cast<std::int32_t>((end - i) * width)))
+        ++end;
+      f(i * width, at, (end - i) * width);
+      i = end;
+    }
+  }
+  void gather(const float* in, Index rows) {
+    each_run(rows, [&](std::size_t column, std::int32_t at, std::size_t floats) {
       float* to = columns_.data() + column;
-      if (pixel < 0) {
-        std::memset(to, 0, bytes);
-      } else {
-        std::memcpy(to, in.values.data() + pixel * in_, bytes);
-      }
+      if (at < 0)
+        std::fill_n(to, floats, 0.0f);
+      else
+        std::copy_n(in + at, floats, to);
     });
   }
-  void scatter(const Map& out, Map& d_in) const {
-    std::fill(d_in.values.begin(), d_in.values.end(), 0.0f);
-    each_tap(d_in, out, [&](Index column, Index pixel) {
-      if (pixel < 0) return;
-      float* to = d_in.values.data() + pixel * in_;
-      const float* from = columns_.data() + column;
-      for (Index i = 0; i < in_; ++i) to[i] += from[i];
+  void scatter(float* d_in, Index rows) const {
+    each_run(rows, [&](std::size_t column, std::int32_t at, std::size_t floats) {
+      if (at >= 0) products_.add(columns_.data() + column, d_in + at, static_cast<Index>(floats));
     });
   }
 
@@ -260,6 +308,8 @@ class ConvLayer final : public Layer {
   Parameter weights_;
   Norm norm_;
   Products products_;
+  std::array<Index, 5> aimed_{};  // the sizes that `offsets_` are for
+  std::vector<std::int32_t> offsets_;
   std::vector<float> columns_, y_, d_;
 };
 
@@ -275,11 +325,7 @@ class DepthwiseLayer final : public Layer {
   void forward(const Map& in, Map& out, bool training) override {
     out.resize(in.n, (in.height + stride_ - 1) / stride_, (in.width + stride_ - 1) / stride_, c_);
     y_.resize(out.values.size());
-    kernel::Depthwise d;
-    d.channels = c_;
-    d.in_h = in.height, d.in_w = in.width, d.out_h = out.height, d.out_w = out.width;
-    d.kernel_h = d.kernel_w = 3, d.stride_h = d.stride_w = stride_, d.pad_top = d.pad_left = 1;
-    d.weights = weights_.value.data();
+    kernel::Depthwise d = geometry(in, out);
     for (Index n = 0; n < in.n; ++n) {
       d.in = in.values.data() + n * in.height * in.width * c_;
       d.out = y_.data() + n * out.height * out.width * c_;
@@ -294,24 +340,13 @@ class DepthwiseLayer final : public Layer {
       d_in->resize(in.n, in.height, in.width, c_);
       std::fill(d_in->values.begin(), d_in->values.end(), 0.0f);
     }
-    const float* d = d_.data();
+    kernel::Depthwise g = geometry(in, out);
     for (Index n = 0; n < out.n; ++n) {
-      for (Index y = 0; y < out.height; ++y) {
-        for (Index x = 0; x < out.width; ++x, d += c_) {
-          for (Index t = 0; t < 9; ++t) {
-            const Index iy = y * stride_ + t / 3 - 1, ix = x * stride_ + t % 3 - 1;
-            if (iy < 0 || iy >= in.height || ix < 0 || ix >= in.width) continue;
-            const Index pixel = ((n * in.height + iy) * in.width + ix) * c_;
-            const float* from = in.values.data() + pixel;
-            float* gradient = weights_.gradient.data() + t * c_;
-            for (Index i = 0; i < c_; ++i) gradient[i] += d[i] * from[i];
-            if (d_in == nullptr) continue;
-            float* to = d_in->values.data() + pixel;
-            const float* w = weights_.value.data() + t * c_;
-            for (Index i = 0; i < c_; ++i) to[i] += d[i] * w[i];
-          }
-        }
-      }
+      const Index image = n * in.height * in.width * c_;
+      g.in = in.values.data() + image;
+      kernel::training_kernels_for(best_isa())
+          .depthwise_gradient(g, d_.data() + n * out.height * out.width * c_, weights_.gradient.data(),
+                              d_in ? d_in->values.data() + image : nullptr);
     }
   }
   std::vector<Parameter*> parameters() override { return {&weights_, &norm_.scale, &norm_.shift}; }
@@ -329,6 +364,15 @@ class DepthwiseLayer final : public Layer {
   }
 
  private:
+  kernel::Depthwise geometry(const Map& in, const Map& out) const noexcept {
+    kernel::Depthwise d;
+    d.channels = c_;
+    d.in_h = in.height, d.in_w = in.width, d.out_h = out.height, d.out_w = out.width;
+    d.kernel_h = d.kernel_w = 3, d.stride_h = d.stride_w = stride_, d.pad_top = d.pad_left = 1;
+    d.weights = weights_.value.data();
+    return d;
+  }
+
   Index c_, stride_;
   Parameter weights_;
   Norm norm_;
@@ -343,27 +387,16 @@ class PoolLayer final : public Layer {
   void forward(const Map& in, Map& out, bool) override {
     out.resize(in.n, 1, 1, in.channels * pool_.per_channel());
     const Index c = in.channels;
-    std::vector<float> pooled(static_cast<std::size_t>(c)), row(pooled);
+    std::vector<float> pooled(static_cast<std::size_t>(c));
     each_part(in, [&](Index n, Index feature, Index step, Part part, const Cell& cell) {
       float* to = out.values.data() + n * out.channels + feature;
       const float* from = in.values.data() + n * in.height * in.width * c;
-      if (part == Part::average) {
-        const float scale = 1.0f / static_cast<float>((cell.y1 - cell.y0) * (cell.x1 - cell.x0));
-        for (Index y = cell.y0; y < cell.y1; ++y) {
-          const bool first = y == cell.y0;
-          kernels_.sum_rows(from + (y * in.width + cell.x0) * c, first ? pooled.data() : row.data(), cell.x1 - cell.x0,
-                            c, scale);
-          if (!first) kernels_.binary(kernel::Binary::add, pooled.data(), 1, row.data(), 1, pooled.data(), c);
-        }
-      } else {
-        const float* start = from + (cell.y0 * in.width + cell.x0) * c;
-        std::copy_n(start, c, pooled.data());
-        for (Index y = cell.y0; part == Part::maximum && y < cell.y1; ++y) {
-          for (Index x = cell.x0; x < cell.x1; ++x)
-            kernels_.binary(kernel::Binary::max, pooled.data(), 1, from + (y * in.width + x) * c, 1, pooled.data(), c);
-        }
-      }
-      for (Index i = 0; i < c; ++i) to[i * step] = pooled[static_cast<std::size_t>(i)];
+      const Index rows = cell.y1 - cell.y0, columns = cell.x1 - cell.x0;
+      const bool is_average = part == Part::average;  // the largest of the first token is the first token
+      kernels_.pool_cell(from + (cell.y0 * in.width + cell.x0) * c, in.width * c, rows, columns, c,
+                         is_average ? pooled.data() : nullptr, is_average ? nullptr : pooled.data());
+      const float scale = is_average ? 1.0f / static_cast<float>(rows * columns) : 1.0f;
+      for (Index i = 0; i < c; ++i) to[i * step] = pooled[static_cast<std::size_t>(i)] * scale;
     });
   }
   void backward(const Map& in, const Map& out, const Map& d_out, Map* d_in) override {
@@ -371,7 +404,7 @@ class PoolLayer final : public Layer {
     const Index c = in.channels;
     d_in->resize(in.n, in.height, in.width, c);
     std::fill(d_in->values.begin(), d_in->values.end(), 0.0f);
-    std::vector<float> d(static_cast<std::size_t>(c));
+    std::vector<float> d(static_cast<std::size_t>(c)), most(d);
     each_part(in, [&](Index n, Index feature, Index step, Part part, const Cell& cell) {
       const Index at = n * out.channels + feature;
       const Index image = n * in.height * in.width * c;
@@ -388,17 +421,13 @@ class PoolLayer final : public Layer {
         }
         return;
       }
-      for (Index i = 0; i < c; ++i) {  // the first position that holds the maximum
-        const float most = out.values[static_cast<std::size_t>(at + i * step)];
-        const float* from = in.values.data() + image + i;
-        Index where = cell.y0 * in.width + cell.x0;
-        for (Index y = cell.y0, found = 0; part == Part::maximum && found == 0 && y < cell.y1; ++y) {
-          for (Index x = cell.x0; found == 0 && x < cell.x1; ++x) {
-            if (from[(y * in.width + x) * c] == most) where = y * in.width + x, found = 1;
-          }
-        }
-        to[where * c + i] += d_out.values[static_cast<std::size_t>(at + i * step)];
+      for (Index i = 0; i < c; ++i) {
+        d[static_cast<std::size_t>(i)] = d_out.values[static_cast<std::size_t>(at + i * step)];
+        most[static_cast<std::size_t>(i)] = out.values[static_cast<std::size_t>(at + i * step)];
       }
+      const Index first = (cell.y0 * in.width + cell.x0) * c;
+      training_.largest_gradient(in.values.data() + image + first, in.width * c, cell.y1 - cell.y0, cell.x1 - cell.x0,
+                                 c, most.data(), d.data(), to + first);
     });
   }
   std::vector<Parameter*> parameters() override { return {}; }
@@ -435,6 +464,7 @@ class PoolLayer final : public Layer {
 
   HeadPool pool_;
   const kernel::Kernels& kernels_ = kernel::kernels_for(best_isa());
+  const kernel::TrainingKernels& training_ = kernel::training_kernels_for(best_isa());
 };
 
 /// Norm of the features, dense layer, ReLU if asked. Works on maps of one position.
@@ -453,7 +483,8 @@ class DenseLayer final : public Layer {
     normalised_ = in.values;
     features_.resize(in.values.size());
     norm_.forward(normalised_.data(), features_.data(), in.n, training);
-    products_.multiply(features_.data(), weights_.value.data(), out.values.data(), in.n, in_, out_);
+    products_.pack(weights_.value.data(), in_, out_);
+    products_.multiply(features_.data(), out.values.data(), in.n);
     for (Index n = 0; n < in.n; ++n) {
       float* row = out.values.data() + n * out_;
       for (Index i = 0; i < out_; ++i) {
@@ -473,7 +504,8 @@ class DenseLayer final : public Layer {
     }
     products_.add_outer(features_.data(), d_.data(), weights_.gradient.data(), in.n, in_, out_);
     d_features_.resize(features_.size());
-    products_.multiply_transposed(d_.data(), weights_.value.data(), d_features_.data(), in.n, in_, out_);
+    products_.pack_transposed(weights_.value.data(), in_, out_);
+    products_.multiply(d_.data(), d_features_.data(), in.n);
     std::vector<float> unused;
     float* to = nullptr;
     if (d_in) {

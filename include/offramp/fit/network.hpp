@@ -19,6 +19,7 @@
 #include "offramp/graph/attach.hpp"
 #include "offramp/graph/simplify.hpp"
 #include "offramp/kernel/pack.hpp"
+#include "offramp/kernel/training.hpp"
 #include "offramp/layer/elementwise.hpp"
 #include "offramp/layer/window.hpp"
 
@@ -63,8 +64,14 @@ inline Index channels_last(const Shape& s, Index i) {
 class ProductStep final : public TrainStep {
  public:
   ProductStep(const Slot& in, const Slot& out, std::vector<std::int32_t> offsets, Index taps,
-              std::size_t first_parameter, const kernel::Kernels& kernels)
-      : in_(in), out_(out), taps_(taps), first_(first_parameter), offsets_(std::move(offsets)), kernels_(kernels) {
+              std::size_t first_parameter, const kernel::Kernels& kernels, const kernel::TrainingKernels& training)
+      : in_(in),
+        out_(out),
+        taps_(taps),
+        first_(first_parameter),
+        offsets_(std::move(offsets)),
+        kernels_(kernels),
+        training_(training) {
     zeros_.assign(static_cast<std::size_t>(std::max(in.channels, out.channels) + 64), 0.0f);
     if (!in.learns) return;
     // Which output pixel reads an input pixel with which tap.
@@ -124,8 +131,8 @@ class ProductStep final : public TrainStep {
         to += run;
       }
     }
-    kernels_.outer(left, depth(), d, out_.channels, out_.positions, depth(), out_.channels,
-                   p.parameters[first_].data());
+    training_.outer(left, depth(), d, out_.channels, out_.positions, depth(), out_.channels,
+                    p.parameters[first_].data());
     float* bias = p.parameters[first_ + 1].data();
     for (Index o = 0; o < out_.positions; ++o)
       kernels_.binary(kernel::Binary::add, bias, 1, d + o * out_.channels, 1, bias, out_.channels);
@@ -146,6 +153,7 @@ class ProductStep final : public TrainStep {
   std::size_t first_;  // of the parameters: weights, then bias
   std::vector<std::int32_t> offsets_, back_;
   const kernel::Kernels& kernels_;
+  const kernel::TrainingKernels& training_;
   std::vector<float> zeros_, packed_, back_packed_, bias_;
 };
 
@@ -200,13 +208,14 @@ class DepthwiseStep final : public TrainStep {
 class UnaryStep final : public TrainStep {
  public:
   UnaryStep(const Slot& in, const Slot& out, const UnaryFunction& f, float alpha, float beta,
-            const kernel::Kernels& kernels)
+            const kernel::Kernels& kernels, const kernel::TrainingKernels& training)
       : in_(in),
         out_(out),
         f_(f),
         alpha_(static_cast<double>(alpha)),
         beta_(static_cast<double>(beta)),
-        kernels_(kernels) {}
+        kernels_(kernels),
+        training_(training) {}
 
   void forward(Pass& p) const override {
     const float* x = p.values.data() + in_.offset;
@@ -218,7 +227,7 @@ class UnaryStep final : public TrainStep {
   void backward(Pass& p) const override {
     const float *x = p.values.data() + in_.offset, *d = p.gradients.data() + out_.offset;
     float* to = p.gradients.data() + in_.offset;
-    if (is_relu()) return kernels_.relu_gradient(x, d, to, out_.count());
+    if (is_relu()) return training_.relu_gradient(x, d, to, out_.count());
     for (Index i = 0; i < out_.count(); ++i) {
       const auto at = static_cast<double>(x[i]);
       constexpr double step = 1e-5;
@@ -234,6 +243,7 @@ class UnaryStep final : public TrainStep {
   const UnaryFunction& f_;
   double alpha_, beta_;
   const kernel::Kernels& kernels_;
+  const kernel::TrainingKernels& training_;
 };
 
 /// Limits from below and above; outside them the slope is zero.
@@ -415,6 +425,7 @@ class TrainableNetwork {
       : graph_(with_outputs(std::move(graph), {answer})),
         options_(options),
         kernels_(kernel::kernels_for(options.isa)),
+        training_(kernel::training_kernels_for(options.isa)),
         shapes_(infer_batch(graph_, options, 1)) {
     OFFRAMP_REQUIRE(graph_.inputs.size() == 1, "a network in training has one input");
     slots_.resize(graph_.values.size());
@@ -452,11 +463,27 @@ class TrainableNetwork {
     return std::span(p.values).subspan(static_cast<std::size_t>(slot(graph_.outputs[0]).offset),
                                        static_cast<std::size_t>(classes()));
   }
-  /// Adds the gradients by the parameters to the pass, for the sample that it ran last.
+  /// A value of the sample that a pass ran last, channels last.
+  std::span<const float> value(ValueId v, const Pass& p) const noexcept {
+    return std::span(p.values).subspan(static_cast<std::size_t>(slot(v).offset),
+                                       static_cast<std::size_t>(slot(v).count()));
+  }
+  /// Adds the gradients by the parameters to the pass, for the sample that it ran last. `more()` may add
+  /// to gradients by inner values (`gradient`) before they are handed on.
   void backward(std::span<const float> d_scores, Pass& p) const {
+    backward(d_scores, p, [] {});
+  }
+  template <class More>
+  void backward(std::span<const float> d_scores, Pass& p, More&& more) const {
     std::fill(p.gradients.begin(), p.gradients.end(), 0.0f);
     std::copy(d_scores.begin(), d_scores.end(), p.gradients.begin() + slot(graph_.outputs[0]).offset);
+    more();
     for (std::size_t i = steps_.size(); i-- > first_learning_;) steps_[i]->backward(p);
+  }
+  /// The gradient by a value, channels last.
+  std::span<float> gradient(ValueId v, Pass& p) const noexcept {
+    return std::span(p.gradients)
+        .subspan(static_cast<std::size_t>(slot(v).offset), static_cast<std::size_t>(slot(v).count()));
   }
   /// One step of Adam, the `count`-th, on the sum of what the passes gathered.
   void step(std::span<Pass> passes, float rate, std::int64_t count, const Adam& adam = {}) {
@@ -553,7 +580,8 @@ class TrainableNetwork {
     if (const UnaryFunction* f = find_unary(n.op); f && n.op != "Shrink") {
       const detail::Slot in = source(n, 0), out = reserve(n.outputs[0], in.learns);
       const float beta = n.real(n.op == "Selu" ? "gamma" : "beta", f->beta);
-      steps_.push_back(std::make_unique<detail::UnaryStep>(in, out, *f, n.real("alpha", f->alpha), beta, kernels_));
+      steps_.push_back(
+          std::make_unique<detail::UnaryStep>(in, out, *f, n.real("alpha", f->alpha), beta, kernels_, training_));
       return;
     }
     for (const char* moves :
@@ -614,7 +642,8 @@ class TrainableNetwork {
       steps_.push_back(
           std::make_unique<detail::DepthwiseStep>(in, out, std::move(offsets), t.taps, t.first, parameters_));
     } else {
-      auto step = std::make_unique<detail::ProductStep>(in, out, std::move(offsets), t.taps, t.first, kernels_);
+      auto step =
+          std::make_unique<detail::ProductStep>(in, out, std::move(offsets), t.taps, t.first, kernels_, training_);
       products_.push_back(step.get());
       steps_.push_back(std::move(step));
     }
@@ -736,6 +765,7 @@ class TrainableNetwork {
   Graph graph_;
   ModelOptions options_;
   const kernel::Kernels& kernels_;
+  const kernel::TrainingKernels& training_;
   Inference shapes_;
   std::vector<detail::Slot> slots_;
   std::vector<std::unique_ptr<detail::TrainStep>> steps_;

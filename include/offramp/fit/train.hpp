@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "offramp/fit/augment.hpp"
+#include "offramp/fit/halving.hpp"
 #include "offramp/fit/head.hpp"
 #include "offramp/graph/model.hpp"
 #include "offramp/graph/places.hpp"
@@ -89,29 +90,38 @@ class Backbone {
           shape, samples.subspan(static_cast<std::size_t>(first * size), static_cast<std::size_t>(count * size)))};
       const std::vector<Tensor> out = model_.run(in);
       for (std::size_t p = 0; p < shapes_.size(); ++p) {
-        const MapShape& s = shapes_[p];
-        const float* from = out[p].view().f32();
-        float* to = maps[p].values.data() + first * s.count();
-        if (s.tokens || s.positions() == 1) {
-          std::copy_n(from, count * s.count(), to);
-        } else {
-          for (Index k = 0; k < count; ++k)
-            kernel::transpose(from + k * s.count(), s.channels, s.positions(), to + k * s.count());
-        }
+        const Index each = shapes_[p].count();
+        std::copy_n(out[p].view().f32(), count * each, maps[p].values.data() + first * each);
       }
       std::copy_n(out.back().view().f32(), count * classes_, scores.data() + first * classes_);
     });
   }
 
  private:
+  // What stands at a place, [N][positions][channels].
+  static ValueId channels_last(Graph& g, const Place& p) {
+    if (p.shape.positions() == 1) return p.value;
+    std::vector<Index> perm{0};
+    for (int a = 2; a < p.rank; ++a) perm.push_back(a);
+    perm.push_back(1);
+    Node n;
+    n.op = "Transpose";
+    n.name = p.name + ".channels_last";
+    n.inputs = {p.value};
+    n.outputs = {g.add_value(n.name)};
+    n.set("perm", std::move(perm));
+    g.nodes.push_back(n);
+    return n.outputs[0];
+  }
   static Model prepared(const Graph& graph, ValueId answer, std::span<const Place> places, ModelOptions options,
                         Index batch) {
+    Graph g = graph;
     std::vector<ValueId> outputs;
-    for (const Place& p : places) outputs.push_back(p.value);
+    for (const Place& p : places) outputs.push_back(p.shape.tokens ? p.value : channels_last(g, p));
     outputs.push_back(answer);
     options.batch = std::max<Index>(1, batch / 2);
     options.pool = nullptr;
-    return Model(with_outputs(graph, outputs), options);
+    return Model(with_outputs(std::move(g), outputs), options);
   }
 
   std::shared_ptr<ThreadPool> pool_;
@@ -166,6 +176,8 @@ struct PlacedHead {
                                                                ///< nobody leaves here
   double best_loss = std::numeric_limits<double>::infinity();  ///< on the held-out part
   std::vector<std::vector<float>> best;
+  double behind = 0, cost = 0;  ///< FLOPs behind its place, and its own; what halving weighs against each other
+  bool dropped = false;         ///< by halving: it keeps what it learned so far
 };
 
 struct TrainOptions {
@@ -175,6 +187,8 @@ struct TrainOptions {
   float label_share = 0.5f;   ///< of the loss, where labels are given
   float least_weight = 0.2f;  ///< of samples that the exits before a head answer already
   Index patience = 4;         ///< epochs without progress on the held-out part after which a head is left alone
+  std::vector<Halving> halvings;
+  double epsilon = 0.01;  ///< disagreement at which halving compares heads
   std::uint64_t seed = 0;
 };
 
@@ -216,11 +230,13 @@ void train_heads(const Backbone& backbone, std::vector<PlacedHead>& heads, const
     }
     parallel(backbone.pool(), static_cast<Index>(heads.size()), [&](Index h) {
       PlacedHead& p = heads[static_cast<std::size_t>(h)];
-      p.head->forward_features(maps[p.place], training);
+      if (!p.dropped) p.head->forward_features(maps[p.place], training);
     });
-    for (PlacedHead& p : heads)
+    for (PlacedHead& p : heads) {
+      if (p.dropped) continue;
       p.head->forward_scores(p.earlier < 0 ? nullptr : &heads[static_cast<std::size_t>(p.earlier)].head->scores(),
                              training);
+    }
   };
   // The chance of reaching each head, from what the heads before it say of this batch.
   const auto reach = [&](Index n) {
@@ -239,7 +255,51 @@ void train_heads(const Backbone& backbone, std::vector<PlacedHead>& heads, const
     return weights;
   };
 
+  // Looks at the held-out samples: keeps each head's weights where they are the best so far, and returns what each
+  // said.
+  const auto check = [&] {
+    std::vector<double> loss(heads.size(), 0.0);
+    std::vector<std::vector<SureAnswer>> answers(heads.size());
+    targets.labels.clear();
+    for (Index first = 0; first < held; first += options.batch) {
+      const Index n = std::min(options.batch, held - first);
+      run(data.held_out.subspan(static_cast<std::size_t>(first) * width, static_cast<std::size_t>(n) * width), n,
+          false);
+      const auto weights = reach(n);
+      std::vector<float> unused;
+      for (std::size_t h = 0; h < heads.size(); ++h) {
+        if (heads[h].dropped) continue;
+        const std::vector<float>& said = heads[h].head->scores().values;
+        loss[h] +=
+            distillation_loss(said, targets, weights[h], unused) * static_cast<double>(n) / static_cast<double>(held);
+        add_answers(said, targets, answers[h]);
+      }
+    }
+    for (std::size_t h = 0; h < heads.size(); ++h) {
+      if (heads[h].dropped) continue;
+      if (loss[h] < heads[h].best_loss) {
+        heads[h].best_loss = loss[h];
+        heads[h].best = heads[h].head->snapshot();
+        stale[h] = 0;
+      } else {
+        ++stale[h];
+      }
+    }
+    return answers;
+  };
+  const auto halve = [&](Index per_place) {
+    auto answers = check();
+    std::vector<Contender> contenders;
+    for (std::size_t h = 0; h < heads.size(); ++h) {
+      if (heads[h].dropped) continue;
+      const double share = share_alone(std::move(answers[h]), options.epsilon);
+      contenders.push_back({h, heads[h].place, share * heads[h].behind - heads[h].cost});
+    }
+    for (const std::size_t h : losers(std::move(contenders), per_place)) heads[h].dropped = true;
+  };
+
   Index done = 0;
+  auto next = options.halvings.begin();
   for (Index epoch = 0; epoch < options.epochs; ++epoch) {
     std::shuffle(order.begin(), order.end(), random);
     for (Index s = 0; s < steps; ++s) {
@@ -261,31 +321,15 @@ void train_heads(const Backbone& backbone, std::vector<PlacedHead>& heads, const
       const float rate = rate_at(options.rate, done, total);
       parallel(backbone.pool(), static_cast<Index>(heads.size()), [&](Index h) {
         const auto u = static_cast<std::size_t>(h);
-        if (stale[u] < options.patience) heads[u].head->learn(maps[heads[u].place], targets, weights[u], rate);
+        if (!heads[u].dropped && stale[u] < options.patience)
+          heads[u].head->learn(maps[heads[u].place], targets, weights[u], rate);
       });
       progress(++done, total);
+      for (; next != options.halvings.end() && static_cast<double>(done) >= next->at * static_cast<double>(total);
+           ++next)
+        halve(next->per_place);
     }
-    std::vector<double> loss(heads.size(), 0.0);
-    targets.labels.clear();
-    for (Index first = 0; first < held; first += options.batch) {
-      const Index n = std::min(options.batch, held - first);
-      run(data.held_out.subspan(static_cast<std::size_t>(first) * width, static_cast<std::size_t>(n) * width), n,
-          false);
-      const auto weights = reach(n);
-      std::vector<float> unused;
-      for (std::size_t h = 0; h < heads.size(); ++h)
-        loss[h] += distillation_loss(heads[h].head->scores().values, targets, weights[h], unused) *
-                   static_cast<double>(n) / static_cast<double>(held);
-    }
-    for (std::size_t h = 0; h < heads.size(); ++h) {
-      if (loss[h] < heads[h].best_loss) {
-        heads[h].best_loss = loss[h];
-        heads[h].best = heads[h].head->snapshot();
-        stale[h] = 0;
-      } else {
-        ++stale[h];
-      }
-    }
+    check();
   }
   for (PlacedHead& p : heads) {
     if (!p.best.empty()) p.head->restore(p.best);

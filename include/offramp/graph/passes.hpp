@@ -511,11 +511,28 @@ class ChannelsLast {
     g_.nodes.push_back(std::move(node));
   }
 
+  static bool turns_back(const Node& transpose, int rank) {
+    const auto* perm = transpose.get<std::vector<Index>>("perm");
+    if (!perm || static_cast<int>(perm->size()) != rank || perm->back() != 1 || perm->front() != 0) return false;
+    for (int a = 1; a + 1 < rank; ++a) {
+      if ((*perm)[static_cast<std::size_t>(a)] != a + 1) return false;
+    }
+    return true;
+  }
+
   bool rewrite(Node& node) {
     if (node.outputs.size() != 1 || node.inputs.empty() || node.inputs[0] == no_value) return false;
     const ValueId out = node.outputs[0];
     const int rank = shape(node.inputs[0]).rank();
     if (rank < 3 || rank > 5) return false;
+    // A file that turns channels to the back itself finds them there.
+    if (node.op == "Transpose" && has_twin(node.inputs[0]) && turns_back(node, rank)) {
+      node.op = "Identity";
+      node.attributes.clear();
+      node.inputs[0] = last(node.inputs[0]);
+      g_.nodes.push_back(std::move(node));
+      return true;
+    }
     if (node.op == "GridPool") {
       node.inputs[0] = last(node.inputs[0]);
       g_.nodes.push_back(std::move(node));

@@ -16,6 +16,7 @@ namespace offramp {
 struct Place {
   ValueId value = no_value;  ///< of the graph that was searched
   std::string name;
+  int rank = 0;  ///< axes of the value, the batch among them
   MapShape shape;
   Cost upto, full;   ///< the backbone up to here, and all of it, for one sample
   double share = 0;  ///< of the whole backbone's FLOPs
@@ -126,6 +127,7 @@ inline std::vector<Place> find_places(const Graph& graph, ValueId answer, Index 
       Place p;
       p.value = values[i];
       p.name = g[p.value].name;
+      p.rank = a.rank();
       p.shape.channels = a[1];
       if (a.rank() == 3) {
         p.shape.tokens = detail::is_sequence(g, p.value);

@@ -155,22 +155,6 @@ struct Kernels {
                      const float* bias) noexcept;
   /// out[c] = scale * sum over rows of in[row * n + c].
   void (*sum_rows)(const float* in, float* out, Index rows, Index n, float scale) noexcept;
-  /// c[i][j] += sum over rows r of a[r * lda + i] b[r * ldb + j], for i below k and j below n: the gradient of a matrix
-  /// product's right side. c is [k][n].
-  void (*outer)(const float* a, Index lda, const float* b, Index ldb, Index rows, Index k, Index n, float* c) noexcept;
-  /// Mean and variance of each column of `rows` rows of n.
-  void (*moments)(const float* in, Index rows, Index n, float* mean, float* variance) noexcept;
-  /// normalised = (normalised - mean) inverse, in place, and out = normalised scale + shift, at least 0 with `relu`.
-  void (*batch_norm)(float* normalised, float* out, Index rows, Index n, const float* mean, const float* inverse,
-                     const float* scale, const float* shift, bool relu) noexcept;
-  /// d = d_out where out is above 0 (everywhere with `out` null); its column sums, and those of d normalised.
-  void (*batch_norm_sums)(const float* normalised, const float* out, const float* d_out, float* d, Index rows, Index n,
-                          float* sum, float* dot) noexcept;
-  /// d = factor (d - sum - normalised dot), column by column.
-  void (*batch_norm_gradient)(const float* normalised, float* d, Index rows, Index n, const float* factor,
-                              const float* sum, const float* dot) noexcept;
-  /// d_in[i] += d_out[i] where in[i] is above 0.
-  void (*relu_gradient)(const float* in, const float* d_out, float* d_in, Index n) noexcept;
   /// The sum of n floats, in lanes.
   float (*sum)(const float* in, Index n) noexcept;
   /// `rounds` times 12 independent vector multiply-adds in registers, lanes * 24 FLOPs a round: the peak that speeds
