@@ -529,7 +529,9 @@ int main(int argc, char** argv) {
   optimize_app->add_option("--remove", optimize.remove, "per cent of FLOPs or latency that pruned forms lose")
       ->check(CLI::Range(0.1, 99.0));
   optimize_app
-      ->add_option("--distil", optimize.distil, "epochs in which pruned forms learn the whole network's answers")
+      ->add_option(
+          "--distil", optimize.distil,
+          "epochs over 10,000 inputs in which pruned forms learn the whole network's answers; over more as many fewer")
       ->check(CLI::Range(0, 10'000))
       ->capture_default_str();
   optimize_app->add_option("--seed", optimize.seed, "of everything random")->capture_default_str();

@@ -3,7 +3,9 @@
 /// and keeps the best that the risk allows, with a certificate.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <csignal>
 #include <cstdio>
 #include <exception>
@@ -34,7 +36,7 @@ struct OptimizeCommand {
   std::vector<std::string> without;    ///< int8, prune, exits, cascade
   std::vector<double> remove{30, 50};  ///< per cent of FLOPs, of pruned forms
   Index samples = 512;
-  Index distil = 6;  ///< epochs, of pruned forms
+  Index distil = 6;  ///< epochs over 10,000 inputs, of pruned forms; over more inputs as many fewer
   std::uint64_t seed = 0;
   int threads = 2;
 };
@@ -277,7 +279,11 @@ class Optimizer {
       p.share = share / 100;
       p.fit_samples = 2 * o_.samples;
       p.objective = objective_called(o_.objective);
-      p.distil.epochs = o_.distil;
+      const auto tens_of_thousands = static_cast<double>(data_.count()) / 1e4;
+      p.distil.epochs =
+          o_.distil == 0
+              ? 0
+              : std::max<Index>(1, std::lround(static_cast<double>(o_.distil) / std::max(1.0, tens_of_thousands)));
       p.distil.threads = o_.threads;
       p.distil.seed = p.seed = o_.seed;
       const auto bar = interruptible_progress();

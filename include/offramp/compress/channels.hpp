@@ -35,6 +35,7 @@ class ChannelClasses {
   };
   /// A product of two computed values, as in attention: its work grows with channels that it keeps apart.
   struct InnerProduct {
+    std::size_t node = 0;
     std::vector<int> classes;
     double macs = 0;  ///< of each of them, for one sample
   };
@@ -333,8 +334,8 @@ class ChannelClasses {
     for (std::size_t i = 0; i < result.classes.size(); ++i)
       result.classes[i] = unite(result.classes[i], other.classes[i]);
     const auto channels = static_cast<double>(std::max<std::size_t>(1, result.classes.size()));
-    inner_products_.push_back(
-        {result.classes, static_cast<double>(shape(out).count() * shape(a)[rank - 1]) / samples / channels});
+    inner_products_.push_back({static_cast<std::size_t>(&n - g_.nodes.data()), result.classes,
+                               static_cast<double>(shape(out).count() * shape(a)[rank - 1]) / samples / channels});
     channels_[out] = std::move(result);
     return true;
   }

@@ -386,7 +386,7 @@ class Pruner {
   // A residual block whose branch may go.
   struct Block {
     ResidualBlock residual;
-    std::vector<std::size_t> products;
+    std::vector<std::size_t> products, inner_products;
     double cost = 0, saving = -1;
     bool gone = false;
   };
@@ -402,12 +402,16 @@ class Pruner {
       return 2 * static_cast<double>(p.taps * p.pixels * left_of(p.out)) *
              (p.depthwise ? 1 : static_cast<double>(left_of(p.in)));
     };
+    const auto flops_inside = [&](const ChannelClasses::InnerProduct& p) {
+      return 2 * p.macs * static_cast<double>(left_of(p.classes));
+    };
     double all = 0;
     for (const auto& p : classes_.products()) all += flops_of(p);
-    for (const auto& p : classes_.inner_products()) all += 2 * p.macs * static_cast<double>(left_of(p.classes));
+    for (const auto& p : classes_.inner_products()) all += flops_inside(p);
     for (const Block& b : now_.blocks) {
       if (!b.gone) continue;
       for (const std::size_t l : b.products) all -= flops_of(classes_.products()[l]);
+      for (const std::size_t i : b.inner_products) all -= flops_inside(classes_.inner_products()[i]);
     }
     return all;
   }
@@ -458,6 +462,9 @@ class Pruner {
       for (const Node& n : without.nodes) left.insert(n.name);
       for (std::size_t l = 0; l < classes_.products().size(); ++l) {
         if (!left.contains(g_.nodes[classes_.products()[l].node].name)) block.products.push_back(l);
+      }
+      for (std::size_t i = 0; i < classes_.inner_products().size(); ++i) {
+        if (!left.contains(g_.nodes[classes_.inner_products()[i].node].name)) block.inner_products.push_back(i);
       }
       block.residual = std::move(b);
       if (!block.products.empty()) now_.blocks.push_back(std::move(block));
@@ -842,11 +849,13 @@ inline PruneResult prune(
     const Model m(of, options.model);
     return by_latency ? detail::milliseconds_of(m) : static_cast<double>(m.full_cost().flops);
   };
-  const auto learned = [&](const Graph& from, Index epochs) {
+  const auto learned = [&](const Graph& from, Index epochs, std::span<const float> inputs) {
     fit::DistilOptions o = options.distil;
     o.epochs = epochs;
-    return fit::distil(from, detail::output_called(from, name), g, answer, samples, options.model, o, progress);
+    return fit::distil(from, detail::output_called(from, name), g, answer, inputs, options.model, o, progress);
   };
+  // What a few epochs' worth of samples say about a cut is enough to compare it with another.
+  const auto trial = samples.first(static_cast<std::size_t>(std::min<Index>(count, 10'000) * size));
   const double full = price_of(g);
   r.graph = g;
   // With training between them, several small cuts lose less than a large one.
@@ -867,7 +876,7 @@ inline PruneResult prune(
       Graph fitted = pruner.fitted();
       double loss = 0;
       if (learns) {
-        fit::DistilResult once = learned(fitted, 1);
+        fit::DistilResult once = learned(fitted, 1, trial);
         loss = std::min(once.before, once.after);
         fitted = std::move(once.graph);
       } else {
@@ -882,7 +891,7 @@ inline PruneResult prune(
                                        (by_latency ? "latency" : "FLOPs") + " and keep a part of each layer");
     r.blocks.insert(r.blocks.end(), blocks.begin(), blocks.end());
   }
-  if (learns) r.graph = learned(r.graph, options.distil.epochs).graph;
+  if (learns) r.graph = learned(r.graph, options.distil.epochs, samples).graph;
   r.layers = detail::layers_left(g, r.graph);
   if (by_latency) {
     r.full_ms = full;

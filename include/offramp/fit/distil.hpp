@@ -27,7 +27,7 @@ struct DistilOptions {
   double mixed = 0.3;
   /// Weight of the relative squared error of what stands between the layers, where teacher and student have a value of
   /// the same name and shape (hints: Romero et al., ICLR 2015, arXiv 1412.6550). 0: answers alone.
-  float hints = 1;
+  float hints = 10;
   std::uint64_t seed = 0;
   int threads = 1;
 };
