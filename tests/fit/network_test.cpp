@@ -70,6 +70,27 @@ TEST(TrainableNetwork, ComputesWhatTheModelComputes) {
   }
 }
 
+// How many weights of a parameter were looked at, and of how many the gradient is near the difference quotient.
+template <class F>
+std::pair<Index, Index> near_differences(TrainableNetwork& network, const Pass& p, std::size_t parameter,
+                                         std::size_t looks, F&& projected) {
+  auto& value = network.parameters()[parameter].value;
+  Index seen = 0, near = 0;
+  for (std::size_t i = 0; i < value.size(); i += 1 + value.size() / looks) {
+    const float at = value[i];
+    constexpr float step = 2e-3f;
+    value[i] = at + step;
+    const double above = projected();
+    value[i] = at - step;
+    const double below = projected();
+    value[i] = at;
+    const double expected = (above - below) / (2 * static_cast<double>(step));
+    ++seen;
+    near += std::fabs(expected - static_cast<double>(p.parameters[parameter][i])) < 0.02 + 0.03 * std::fabs(expected);
+  }
+  return {seen, near};
+}
+
 TEST(TrainableNetwork, GradientsEqualFiniteDifferences) {
   for (const Graph& plain : {test::residual_network(), everything()}) {
     const Graph g = named(plain);
@@ -90,20 +111,7 @@ TEST(TrainableNetwork, GradientsEqualFiniteDifferences) {
     // Kinks make single differences wrong: most must agree.
     Index checked = 0, close = 0;
     for (std::size_t k = 0; k < network.parameters().size(); ++k) {
-      auto& value = network.parameters()[k].value;
-      Index here = 0, fits = 0;
-      for (std::size_t i = 0; i < value.size(); i += 1 + value.size() / 25) {
-        const float at = value[i];
-        constexpr float step = 2e-3f;
-        value[i] = at + step;
-        const double above = projected();
-        value[i] = at - step;
-        const double below = projected();
-        value[i] = at;
-        const double expected = (above - below) / (2 * static_cast<double>(step));
-        ++here;
-        fits += std::fabs(expected - static_cast<double>(p.parameters[k][i])) < 0.02 + 0.03 * std::fabs(expected);
-      }
+      const auto [here, fits] = near_differences(network, p, k, 25, projected);
       EXPECT_GE(2 * fits, here) << "parameter " << k;
       checked += here, close += fits;
     }
@@ -136,19 +144,8 @@ TEST(TrainableNetwork, GradientsByInnerValuesAreHandedOn) {
   };
   Index checked = 0, close = 0;
   for (std::size_t k = 0; k < network.parameters().size(); ++k) {
-    auto& value = network.parameters()[k].value;
-    for (std::size_t i = 0; i < value.size(); i += 1 + value.size() / 10) {
-      const float at = value[i];
-      constexpr float step = 2e-3f;
-      value[i] = at + step;
-      const double above = projected();
-      value[i] = at - step;
-      const double below = projected();
-      value[i] = at;
-      const double expected = (above - below) / (2 * static_cast<double>(step));
-      ++checked;
-      close += std::fabs(expected - static_cast<double>(p.parameters[k][i])) < 0.02 + 0.03 * std::fabs(expected);
-    }
+    const auto [here, fits] = near_differences(network, p, k, 10, projected);
+    checked += here, close += fits;
   }
   EXPECT_GE(close, checked * 93 / 100) << close << " of " << checked;
 }
