@@ -326,7 +326,7 @@ class Cacher {
     }
     options_.explore.epochs = epochs_for(options_.explore.epochs, 90e3, 40);
     if (!options_.budget) options_.explore.epsilon = options_.certificate.epsilon;
-    options_.refine.epochs = epochs_for(options_.refine.epochs, 130e3, 120);
+    options_.refine.epochs = epochs_for(options_.refine.epochs, 180e3, 120);
     train(backbone, heads, augmentation, options_.explore, "training " + std::to_string(heads.size()) + " heads");
 
     // The set of heads that is cheapest at the target.
@@ -356,27 +356,21 @@ class Cacher {
     if (kept.empty()) return "no exit pays for itself at this risk";
     for (const Index k : kept) r.tried[static_cast<std::size_t>(k)].chosen = true;
 
-    // The chosen ones again, for the samples that reach them, each beside the next best of its place: which of the two
-    // is better shows when both have learned.
+    // The chosen ones again, for the samples that reach them.
     std::vector<fit::PlacedHead> refined;
     const ExitScores of_kept = keep_exits(scores, kept);
     const auto thresholds = reach_thresholds(of_kept, target());
-    const auto refine = [&](Index k, float threshold) {
-      fit::PlacedHead h = std::move(heads[static_cast<std::size_t>(k)]);
-      h.threshold = threshold;
+    for (std::size_t i = 0; i < kept.size(); ++i) {
+      fit::PlacedHead h = std::move(heads[static_cast<std::size_t>(kept[i])]);
+      h.threshold = thresholds[i];
       h.dropped = false;
       h.best.clear();
       h.best_loss = std::numeric_limits<double>::infinity();
-      if (options_.read_earlier && !refined.empty() && !h.head->design().class_means) {
+      if (options_.read_earlier && i > 0 && !h.head->design().class_means) {
         h.head->read_earlier();
-        h.earlier = static_cast<int>(refined.size()) - 1;
+        h.earlier = static_cast<int>(i) - 1;
       }
       refined.push_back(std::move(h));
-    };
-    for (std::size_t i = 0; i < kept.size(); ++i) {
-      const std::optional<Index> second = options_.read_earlier ? std::nullopt : runner_up(scores, heads, kept[i]);
-      if (second) refine(*second, std::numeric_limits<float>::infinity());
-      refine(kept[i], thresholds[i]);
     }
     heads.clear();
     train(backbone, refined, augmentation, options_.refine, "refining " + std::to_string(refined.size()) + " heads");
@@ -384,16 +378,6 @@ class Cacher {
     for (const fit::PlacedHead& h : refined) chosen.push_back({h.place, h.head->write(), h.earlier});
     scores = record(chosen, select_, select_labels_, "choosing the policy");
     sharpen(chosen, scores);
-    if (!options_.read_earlier) {
-      place_of.clear();
-      for (const Chosen& c : chosen) place_of.push_back(c.place);
-      const std::vector<Index> best = choose_heads(scores, place_of, target());
-      if (best.empty()) return "no exit pays for itself at this risk";
-      std::vector<Chosen> of_best;
-      for (const Index k : best) of_best.push_back(std::move(chosen[static_cast<std::size_t>(k)]));
-      chosen = std::move(of_best);
-      scores = keep_exits(scores, best);
-    }
     ExitCalibrationOptions how;
     how.target = target();
     how.per_class = options_.certificate.per_class;
@@ -408,26 +392,6 @@ class Cacher {
       return options_.certify ? refusal_of(options_.certificate, r.calibrated) : "no exit pays for itself at this risk";
     write(r, chosen, scores);
     return {};
-  }
-
-  /// Of the other heads of a place the one that would save most alone, as halving counts it; none where none saves.
-  std::optional<Index> runner_up(const ExitScores& scores, const std::vector<fit::PlacedHead>& heads, Index k) const {
-    std::optional<Index> best;
-    double most = 0;
-    for (Index i = 0; i < static_cast<Index>(heads.size()); ++i) {
-      const fit::PlacedHead& h = heads[static_cast<std::size_t>(i)];
-      if (i == k || !h.head || h.place != heads[static_cast<std::size_t>(k)].place) continue;
-      std::vector<fit::SureAnswer> answers;
-      fit::Targets t;
-      t.n = 1, t.classes = classes_;
-      for (Index s = 0; s < scores.samples; ++s) {
-        t.answers.assign(1, ExitContext::label_of(scores.at(s, scores.exits - 1)));
-        fit::add_answers(scores.at(s, i), t, answers);
-      }
-      const double saving = fit::share_alone(std::move(answers), options_.explore.epsilon) * h.behind - h.cost;
-      if (saving > most) most = saving, best = i;
-    }
-    return best;
   }
 
   /// Epochs in which so many samples are seen: with more data the same work sees each less often.
