@@ -107,7 +107,7 @@ class ChannelClasses {
         std::vector<Index> sizes(static_cast<std::size_t>(to.axis), 0);
         sizes.push_back(static_cast<Index>(out.size()));
         for (int i = to.axis + 1; i < shape(n.outputs[0]).rank(); ++i) sizes.push_back(shape(n.outputs[0])[i]);
-        n.set("allowzero", Index{0});
+        std::erase_if(n.attributes, [](const Attribute& a) { return a.name == "allowzero"; });
         n.inputs[1] =
             g.add_constant(n.name + "_pruned_shape", Tensor::of<Index>({static_cast<Index>(sizes.size())}, sizes));
       } else if (n.op == "Pad") {
@@ -294,6 +294,7 @@ class ChannelClasses {
   }
 
   bool follow_binary(const Node& n) {
+    if (g_.opset < 7) return false;  // an attribute said where operands meet
     const ValueId out = n.outputs[0];
     const int rank = shape(out).rank();
     // The operand that has all the channels says where they lie.

@@ -188,14 +188,14 @@ inline Node* bias_behind(Graph& g, const Node& n, Index outputs) {
   for (const ValueId v : reader->inputs) {
     if (!g.is_constant(v)) continue;
     const Shape& s = g[v].constant.shape();
-    if (s.count() == outputs && s[s.rank() - 1] == outputs && g[v].constant.type() == DType::f32) return reader;
+    if (s.rank() > 0 && s.count() == outputs && s[s.rank() - 1] == outputs && g[v].constant.type() == DType::f32)
+      return reader;
   }
   return nullptr;
 }
 inline void set_weights(Graph& g, Node& n, const Matrix& w) {
   const Index width = static_cast<Index>(w.rows()) - 1, outputs = static_cast<Index>(w.cols());
-  const Tensor& old = g[n.inputs[1]].constant;
-  Tensor t(DType::f32, old.shape()), b(DType::f32, {outputs});
+  Tensor t(DType::f32, g[n.inputs[1]].constant.shape()), b(DType::f32, {outputs});
   const bool by_row = n.op == "Conv" || n.integer("transB", 0) != 0;
   for (Index o = 0; o < outputs; ++o) {
     for (Index i = 0; i < width; ++i)
