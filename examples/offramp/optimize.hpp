@@ -279,11 +279,9 @@ class Optimizer {
       p.share = share / 100;
       p.fit_samples = 2 * o_.samples;
       p.objective = objective_called(o_.objective);
-      const auto tens_of_thousands = static_cast<double>(data_.count()) / 1e4;
+      const double fewer = std::min(1.0, 1e4 / static_cast<double>(data_.count()));
       p.distil.epochs =
-          o_.distil == 0
-              ? 0
-              : std::max<Index>(1, std::lround(static_cast<double>(o_.distil) / std::max(1.0, tens_of_thousands)));
+          std::min<Index>(o_.distil, std::max<Index>(1, std::lround(fewer * static_cast<double>(o_.distil))));
       p.distil.threads = o_.threads;
       p.distil.seed = p.seed = o_.seed;
       const auto bar = interruptible_progress();

@@ -89,7 +89,7 @@ class ChannelClasses {
       if (b.count() > 1) n.inputs[2] = g.add_constant(n.name + "_pruned_bias", cut(b, b.shape().rank() - 1, out));
     }
     for (Node& n : g.nodes) {
-      if (n.outputs.empty() || n.outputs[0] == no_value || !channels_.contains(n.outputs[0]) || is_product(n)) continue;
+      if (n.outputs.empty() || n.outputs[0] == no_value || !channels_.contains(n.outputs[0])) continue;
       const std::vector<Index> out = kept(of(n.outputs[0]));
       if (n.op == "BatchNormalization") {
         for (std::size_t i = 1; i < 5; ++i)

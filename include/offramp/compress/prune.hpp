@@ -175,8 +175,9 @@ inline Matrix weights_of(const Graph& g, const Node& n, Index width, Index outpu
   }
   return w;
 }
-/// The one addition of a constant for each output that reads a product without a bias of its own, or null.
-inline Node* bias_behind(Graph& g, const Node& n, Index outputs) {
+/// The constant, one number for each output, that is added to a product without a bias of its own by the only node that
+/// reads it, or null.
+inline ValueId* bias_behind(Graph& g, const Node& n, Index outputs) {
   Node* reader = nullptr;
   for (Node& r : g.nodes) {
     const auto reads = std::count(r.inputs.begin(), r.inputs.end(), n.outputs[0]);
@@ -185,11 +186,11 @@ inline Node* bias_behind(Graph& g, const Node& n, Index outputs) {
     reader = &r;
   }
   if (!reader || reader->op != "Add" || g.is_output(n.outputs[0])) return nullptr;
-  for (const ValueId v : reader->inputs) {
+  for (ValueId& v : reader->inputs) {
     if (!g.is_constant(v)) continue;
     const Shape& s = g[v].constant.shape();
     if (s.rank() > 0 && s.count() == outputs && s[s.rank() - 1] == outputs && g[v].constant.type() == DType::f32)
-      return reader;
+      return &v;
   }
   return nullptr;
 }
@@ -204,13 +205,12 @@ inline void set_weights(Graph& g, Node& n, const Matrix& w) {
   }
   n.inputs[1] = g.add_constant(n.name + "_fitted_weight", t);
   if (n.op == "MatMul") {  // has no bias of its own
-    Node* add = bias_behind(g, n, outputs);
-    if (!add) return;
-    const auto v = std::find_if(add->inputs.begin(), add->inputs.end(), [&](ValueId i) { return g.is_constant(i); });
-    Tensor sum(DType::f32, g[*v].constant.shape());
+    ValueId* bias = bias_behind(g, n, outputs);
+    if (!bias) return;
+    Tensor sum(DType::f32, g[*bias].constant.shape());
     for (Index o = 0; o < outputs; ++o)
-      static_cast<float*>(sum.mutable_data())[o] = g[*v].constant.view().f32()[o] + static_cast<float>(w(width, o));
-    *v = g.add_constant(add->name + "_fitted_bias", sum);
+      static_cast<float*>(sum.mutable_data())[o] = g[*bias].constant.view().f32()[o] + static_cast<float>(w(width, o));
+    *bias = g.add_constant(n.name + "_fitted_bias", sum);
     return;
   }
   n.inputs.resize(std::max<std::size_t>(3, n.inputs.size()), no_value);

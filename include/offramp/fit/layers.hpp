@@ -50,21 +50,16 @@ class Products {
   void pack_transposed(const float* w, Index k, Index n) { pack(w, 1, n, n, k); }
   /// c = a w, with a [m][k] and c [m][n].
   void multiply(const float* a, float* c, Index m) const noexcept {
-    kernel::Gemm g;
-    g.m = m, g.n = n_, g.run = k_;
-    g.a = a, g.lda = k_;
-    g.b = packed_.data();
-    g.c = c, g.ldc = n_;
+    kernel::Gemm g = product(a, c, m);
+    g.run = g.lda = k_;
     kernels_.gemm(g);
   }
   /// c = a w, where a row of a is what stands at `taps` offsets, k / taps floats each, or zeros.
   void multiply_at(const float* a, const std::int32_t* offsets, Index taps, float* c, Index m) {
     zeros_.resize(static_cast<std::size_t>(k_ / taps), 0.0f);
-    kernel::Gemm g;
-    g.m = m, g.n = n_, g.taps = taps, g.run = k_ / taps;
-    g.a = a, g.offsets = offsets, g.zeros = zeros_.data();
-    g.b = packed_.data();
-    g.c = c, g.ldc = n_;
+    kernel::Gemm g = product(a, c, m);
+    g.taps = taps, g.run = k_ / taps;
+    g.offsets = offsets, g.zeros = zeros_.data();
     kernels_.gemm(g);
   }
   /// c += a^T b, with a [m][k], b [m][n] and c [k][n].
@@ -77,6 +72,13 @@ class Products {
   }
 
  private:
+  kernel::Gemm product(const float* a, float* c, Index m) const noexcept {
+    kernel::Gemm g;
+    g.m = m, g.n = n_;
+    g.a = a, g.b = packed_.data();
+    g.c = c, g.ldc = n_;
+    return g;
+  }
   void pack(const float* w, Index row_step, Index column_step, Index k, Index n) {
     k_ = k, n_ = n;
     packed_.resize(static_cast<std::size_t>(kernel::packed_size(k, n)));
