@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "graphs.hpp"
@@ -104,6 +105,23 @@ TEST(Model, MemoryIsSharedBetweenLayersAndLimited) {
   EXPECT_FALSE(Model(test::residual_network(), tight).has_plan());
 }
 
+// Answers of a whole batch against those of its samples alone.
+void expect_equal_alone(const Model& m, const Tensor& all) {
+  const Tensor together = m.run(std::vector<Tensor>{all})[0];
+  const Index batch = all.shape()[0], width = all.count() / batch, classes = together.count() / batch;
+  Shape one = all.shape();
+  one[0] = 1;
+  for (Index i = 0; i < batch; ++i) {
+    const auto sample =
+        all.values<float>().subspan(static_cast<std::size_t>(i * width), static_cast<std::size_t>(width));
+    const Tensor alone = m.run(std::vector<Tensor>{Tensor::of<float>(one, {sample.begin(), sample.end()})})[0];
+    for (Index k = 0; k < classes; ++k) {
+      EXPECT_EQ(alone.values<float>()[static_cast<std::size_t>(k)],
+                together.values<float>()[static_cast<std::size_t>(i * classes + k)]);
+    }
+  }
+}
+
 // Values of more than the cache holds make a batch go through in chunks; the answers are those of single samples.
 TEST(Model, LargeBatchesGoThroughInChunks) {
   test::Builder b;
@@ -122,17 +140,38 @@ TEST(Model, LargeBatchesGoThroughInChunks) {
     const Model m(b.g, o);
     constexpr Index batch = 11;
     EXPECT_LT(m.memory_bytes(batch), batch * m.memory_bytes(1) * 2 / 3);
-    const Tensor all = test::random_tensor({batch, 3, 96, 96}, 9);
-    const Tensor together = m.run(std::vector<Tensor>{all})[0];
-    for (Index i = 0; i < batch; ++i) {
-      const auto sample = all.values<float>().subspan(static_cast<std::size_t>(i * 3 * 96 * 96), 3 * 96 * 96);
-      const Tensor alone =
-          m.run(std::vector<Tensor>{Tensor::of<float>({1, 3, 96, 96}, {sample.begin(), sample.end()})})[0];
-      for (Index k = 0; k < 5; ++k) {
-        EXPECT_EQ(alone.values<float>()[static_cast<std::size_t>(k)],
-                  together.values<float>()[static_cast<std::size_t>(i * 5 + k)]);
-      }
-    }
+    expect_equal_alone(m, test::random_tensor({batch, 3, 96, 96}, 9));
+  }
+}
+
+// Where weights are few, chunks are so small that their values stay in L2; threads share out larger ones.
+TEST(Model, FewWeightsMakeSmallChunks) {
+  test::Builder b;
+  b.g.opset = 13;
+  const std::vector<Index> pads{1, 1, 1, 1}, three{3, 3};
+  auto x = b.input("input", {dynamic, 16, 32, 32});
+  for (unsigned i = 0; i < 3; ++i) {
+    const auto y = b.node("Conv", {x, b.constant({16, 16, 3, 3}, i)}, {{"kernel_shape", three}, {"pads", pads}});
+    x = b.node("Relu", {b.node("Add", {x, y})});
+  }
+  x = b.node("Conv", {x, b.constant({64, 16, 3, 3}, 4)},
+             {{"kernel_shape", three}, {"strides", std::vector<Index>{2, 2}}});
+  x = b.node("Flatten", {b.node("GlobalAveragePool", {x})}, {{"axis", Index{1}}});
+  b.output(b.node("Gemm", {x, b.constant({5, 64}, 5)}, {{"transB", Index{1}}}), "logits");
+  for (const Index threads : {1, 2}) {
+    ModelOptions o;
+    if (threads > 1) o.pool = std::make_shared<ThreadPool>(threads);
+    const Model m(b.g, o);
+    constexpr Index batch = 13;
+    Model::State s = m.make_layer_state(batch);
+    std::vector<int> runs(m.layers().size(), 0);
+    EXPECT_TRUE(m.run_layers(s, [&](std::size_t i, const auto& run) {
+      ++runs[i];
+      return run();
+    }));
+    EXPECT_GT(*std::max_element(runs.begin(), runs.end()), threads == 1 ? batch / 3 : 0);
+    EXPECT_GT(std::count(runs.begin(), runs.end(), 1), 0);  // the last product sees all samples
+    expect_equal_alone(m, test::random_tensor({batch, 16, 32, 32}, 9));
   }
 }
 

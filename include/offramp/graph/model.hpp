@@ -154,6 +154,7 @@ class Model {
     Index exit = 0;
     bool is_head = false, is_view = false, for_last = true;
     bool apart = false;          // computes each sample from that sample alone
+    Index weight_bytes = 0;      // of the constants that it reads
     std::size_t first_view = 0;  // of its operands in a state
   };
   struct Segment {
@@ -162,14 +163,17 @@ class Model {
   // Steps of one segment that a large batch goes through in chunks, so that what they compute stays in cache.
   struct Block {
     std::size_t begin = 0, end = 0;
+    Index cache = far_bytes;
     Index sample_bytes = 0;  // the most that one of the steps reads and writes for a sample
     bool whole = false;      // where samples are mixed, or a value that leaves is not one row for each of them
 
     Index chunk(Index n) const noexcept {
-      return whole ? n : std::clamp<Index>(cache_bytes / std::max<Index>(1, sample_bytes), 1, n);
+      return whole ? n : std::clamp<Index>(cache / std::max<Index>(1, sample_bytes), 1, n);
     }
   };
-  static constexpr Index cache_bytes = 8 << 20;  // of values, for a chunk: a quarter of a usual L3
+  // Of values, for a chunk: a quarter of a usual L3, and of L2 where the weights are so few that reading them again for
+  // every chunk costs less.
+  static constexpr Index far_bytes = 8 << 20, near_bytes = 512 << 10, few_weights = near_bytes / 24;
   struct Storage {
     std::vector<ValueId> values;
     std::size_t first = 0, last = 0;  // steps between which it must be kept
@@ -415,9 +419,12 @@ inline void Model::plan(Data& d) {
       out3.push_back(v == no_value ? TensorView{} : b.views[static_cast<std::size_t>(v)]);
     if (s.op->is_integer()) layer.cost.integer = layer.cost.flops;
     layer.cost.executed = s.is_view ? 0 : d.single ? at_two : at_two - (s.op->executed(in3, out3) - at_two);
-    for (const ValueId v : nodes[i].inputs)
-      layer.parameters +=
-          v != no_value && g.is_constant(v) && is_float(g[v].constant.type()) ? g[v].constant.count() : 0;
+    for (const ValueId v : nodes[i].inputs) {
+      if (v == no_value || !g.is_constant(v)) continue;
+      const Tensor& constant = g[v].constant;
+      s.weight_bytes += static_cast<Index>(constant.bytes());
+      layer.parameters += is_float(constant.type()) ? constant.count() : 0;
+    }
     if (!nodes[i].outputs.empty() && nodes[i].outputs[0] != no_value) {
       Shape shape = d.values[static_cast<std::size_t>(nodes[i].outputs[0])].at(1);
       if (nodes[i].integer("offramp.channels_last", 0) != 0 ||
@@ -686,7 +693,8 @@ inline void Model::assign_storage(Data& d) {
   }
 }
 
-// A new block begins where all that follows in the segment is a quarter as large or less.
+// A new block begins where all that follows in the segment is a quarter as large or less, and at both ends of a run of
+// steps whose values should stay in L2.
 inline void Model::cut_blocks(Data& d) {
   std::vector<Index> bytes(d.steps.size(), 0);
   for (std::size_t i = 0; i < d.steps.size(); ++i) {
@@ -704,11 +712,21 @@ inline void Model::cut_blocks(Data& d) {
   }
   const std::size_t covered = segments.empty() ? 0 : segments.back().end;
   segments.push_back({covered, d.steps.size()});
+  std::vector<bool> light(d.steps.size(), false);  // in such a run
   for (const Segment& s : segments) {
+    for (std::size_t i = s.begin; i < s.end;) {
+      std::size_t end = i, products = 0;
+      for (; end < s.end && bytes[end] <= near_bytes && d.steps[end].weight_bytes <= few_weights; ++end)
+        products += d.steps[end].weight_bytes > 0 ? 1 : 0;
+      for (; products > 1 && i < end; ++i) light[i] = true;
+      i = end + (end == i ? 1 : 0);
+    }
     std::size_t begin = s.begin;
     while (begin < s.end) {
-      Block b{begin, begin + 1, bytes[begin]};
-      while (b.end < s.end) {
+      Block b{begin, begin + 1};
+      b.sample_bytes = bytes[begin];
+      if (light[begin] && !d.options.pool) b.cache = near_bytes;  // threads share out what a larger chunk has
+      while (b.end < s.end && light[b.end] == light[begin]) {
         const Index rest = *std::max_element(bytes.begin() + static_cast<std::ptrdiff_t>(b.end),
                                              bytes.begin() + static_cast<std::ptrdiff_t>(s.end));
         if (b.sample_bytes > 256 * 1024 && rest <= b.sample_bytes / 4) break;

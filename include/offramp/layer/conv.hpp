@@ -248,7 +248,8 @@ class ConvPlan {
   Index winograd_tile(const PrepareOptions& options, double& best) const noexcept {
     const double rate = kernel::product_share * multiply_adds_per_cycle(options.kernels.lanes),
                  weights = static_cast<double>(w_.taps() * in_channels_ * kernel::padded_columns(out_channels_));
-    best = static_cast<double>(options.batch * w_.out_count()) * weights / rate + kernel::cycles_to_bring(4 * weights);
+    best =
+        kernel::cycles_with_weights(static_cast<double>(options.batch * w_.out_count()) * weights / rate, 4 * weights);
     Index chosen = 0;
     if (!WinogradPlan::fits(w_, group_) || in_channels_ < 8 || out_channels_ < 8) return 0;
     for (const Index m : {Index{2}, Index{4}, Index{6}}) {

@@ -55,10 +55,11 @@ class WinogradPlan {
     // Of a point and a vector, measured.
     static constexpr std::array<double, 3> input{4.8, 4.7, 4.5}, output{3.7, 4.4, 6.3};
     const double weights = static_cast<double>(points * in_channels * kernel::padded_columns(out_channels));
-    return static_cast<double>(all) * weights / (kernel::product_share * multiply_adds_per_cycle(lanes)) +
-           static_cast<double>(all * points) / static_cast<double>(lanes) *
-               (input[n] * static_cast<double>(in_channels) + output[n] * static_cast<double>(out_channels)) +
-           kernel::cycles_to_bring(4 * weights) +
+    const double work =
+        static_cast<double>(all) * weights / (kernel::product_share * multiply_adds_per_cycle(lanes)) +
+        static_cast<double>(all * points) / static_cast<double>(lanes) *
+            (input[n] * static_cast<double>(in_channels) + output[n] * static_cast<double>(out_channels));
+    return kernel::cycles_with_weights(work, 4 * weights) +
            static_cast<double>(blocks - 1) * kernel::cycles_to_repeat(4 * weights);
   }
 
@@ -99,7 +100,7 @@ class WinogradPlan {
     const Index block = block_of(all, threads), blocks = (all + block - 1) / block;
     executor.each(threads, [&](Index t) {  // every thread its own blocks, whose transforms stay in its L2
       for (Index i = t; i < blocks; i += threads)
-        run_block(in, out, output, i * block, std::min(block, all - i * block), memory + t * slot(block_), kernels, {});
+        run_block(in, out, output, i * block, std::min(block, all - i * block), memory + t * slot(block), kernels, {});
     });
   }
 
@@ -110,9 +111,13 @@ class WinogradPlan {
     const Index least = in_channels * out_channels > Index{1} << 15 ? 64 : 24;
     return std::clamp<Index>(512 * 1024 / each / 8 * 8, least, 256);
   }
-  // Threads that work on blocks of their own: where there are enough, and weights that all of them may read.
+  // Threads that work on blocks of their own: where there are enough, and weights that all of them may read; a small
+  // convolution does not pay for meeting three times.
   Index slots(Index all) const noexcept {
-    return all >= threads_ * block_ && t_.points() * packed_ < Index{1} << 21 ? threads_ : 1;
+    const Index weights = t_.points() * packed_;
+    return (all >= threads_ * block_ && weights < Index{1} << 21) || (all >= threads_ * 4 && weights < Index{1} << 18)
+               ? threads_
+               : 1;
   }
   // Blocks of even size, as many for each thread.
   Index block_of(Index all, Index threads) const noexcept {
@@ -140,13 +145,16 @@ class WinogradPlan {
       const auto [w, at] = range(input, i);
       kernels.winograd_input(w, in, left + at);
     });
-    executor.each(t_.points(), [&](Index p) {
+    kernel::each_range(executor, t_.points(), 1, [&](kernel::Range points) {
       kernel::BlockedGemm g;
       g.m = count, g.n = out_channels_, g.k = in_channels_;
-      g.a = left + p * input.plane, g.a_block = input.block;
-      g.b = weights_.view().f32() + p * packed_;
-      g.c = products + p * output.plane, g.c_block = output.block;
-      kernels.blocked_gemm(g);
+      g.a_block = input.block, g.c_block = output.block;
+      for (Index p = points.first; p < points.last; ++p) {
+        g.a = left + p * input.plane;
+        g.b = weights_.view().f32() + p * packed_;
+        g.c = products + p * output.plane;
+        kernels.blocked_gemm(g);
+      }
     });
     executor.each(parts, [&](Index i) {
       const auto [w, at] = range(output, i);
