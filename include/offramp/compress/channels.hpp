@@ -247,11 +247,11 @@ class ChannelClasses {
       return same(own.axis == 1);
     if (n.op == "Softmax") {
       const Index axis = n.integer("axis", g_.opset < 13 ? 1 : -1);
-      return same((axis < 0 ? axis + rank : axis) == rank - 1 && own.axis < rank - 1);
+      return same(from_front(axis, rank) == rank - 1 && own.axis < rank - 1);
     }
     if (n.op == "Slice" && n.inputs.size() >= 4 && n.input(3) != no_value && g_.is_constant(n.inputs[3])) {
       for (const Index a : known_integers(g_[n.inputs[3]].constant.view(), "axes")) {
-        if ((a < 0 ? a + rank : a) == own.axis) return false;
+        if (from_front(a, rank) == own.axis) return false;
       }
       return same(true);
     }
@@ -344,7 +344,7 @@ class ChannelClasses {
   bool follow_concat(const Node& n) {
     const ValueId out = n.outputs[0];
     const int rank = shape(out).rank();
-    const Index axis = n.integer("axis", 1) < 0 ? n.integer("axis", 1) + rank : n.integer("axis", 1);
+    const Index axis = from_front(n.integer("axis", 1), rank);
     Channels all{static_cast<int>(axis), {}};
     for (const ValueId v : n.inputs) {
       if (rank < 2 || v == no_value) return false;

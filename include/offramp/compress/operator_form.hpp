@@ -113,7 +113,7 @@ class ToOperatorForm : private QuantizedPatterns {
     if (!dq || !g_.is_constant(dq->inputs[0])) return nullptr;
     const int rank = g_[dq->inputs[0]].constant.shape().rank();
     const Index own = dq->integer("axis", 1);
-    const bool fits = g_[dq->inputs[1]].constant.count() == 1 || (own < 0 ? own + rank : own) == axis;
+    const bool fits = g_[dq->inputs[1]].constant.count() == 1 || from_front(own, rank) == axis;
     return fits ? dq : nullptr;
   }
   static std::vector<ValueId> join(const std::vector<const Node*>& operands) {

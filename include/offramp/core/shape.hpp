@@ -102,12 +102,17 @@ struct Extents {
   static Shape shape() requires is_static { return Shape{Sizes...}; }
 };
 
+/// An axis that counts from the end where it is negative, counted from the front.
+constexpr Index from_front(Index axis, int rank) noexcept {
+  return axis < 0 ? axis + rank : axis;
+}
+
 /// The axis that ONNX means by `axis`, which may be negative; raises an Error where it is out of range.
 inline int normalize_axis(Index axis, int rank) {
   if (axis < -rank || axis >= rank) {
     raise("axis " + std::to_string(axis) + " is outside a tensor of rank " + std::to_string(rank));
   }
-  return static_cast<int>(axis < 0 ? axis + rank : axis);
+  return static_cast<int>(from_front(axis, rank));
 }
 
 }  // namespace offramp

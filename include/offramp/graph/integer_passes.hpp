@@ -58,7 +58,7 @@ class FuseIntegers : private QuantizedPatterns {
     const int rank = bytes.shape().rank();
     if (wanted_axis >= rank) return {};
     const Index channels = bytes.shape()[static_cast<int>(wanted_axis)];
-    if (scale.count() != 1 && ((axis < 0 ? axis + rank : axis) != wanted_axis || scale.count() != channels)) return {};
+    if (scale.count() != 1 && (from_front(axis, rank) != wanted_axis || scale.count() != channels)) return {};
     Weights w;
     for (Index i = 0; i < channels; ++i) w.scales.push_back(scale.f32()[scale.count() == 1 ? 0 : i]);
     w.bytes = bytes;

@@ -497,7 +497,7 @@ class ChannelsLast {
     return r;
   }
   static Index moved(Index axis, int rank) {
-    if (axis < 0) axis += rank;
+    axis = from_front(axis, rank);
     return axis == 0 ? 0 : axis == 1 ? rank - 1 : axis - 1;
   }
 

@@ -31,8 +31,7 @@ namespace detail {
 
 /// The axis that an attribute names, of a value of this rank.
 inline int axis_in(const Node& n, Index fallback, int rank) {
-  const Index a = n.integer("axis", fallback);
-  return static_cast<int>(a < 0 ? a + rank : a);
+  return static_cast<int>(from_front(n.integer("axis", fallback), rank));
 }
 
 /// The axes that a constant operand or an attribute names; a value that nothing is known of names them all.
@@ -44,7 +43,7 @@ inline bool names_axis(const Graph& g, const Node& n, std::size_t operand, std::
     axes = known_integers(g[n.input(operand)].constant.view(), attribute);
   }
   if (axes.empty()) return true;
-  return std::any_of(axes.begin(), axes.end(), [&](Index a) { return (a < 0 ? a + rank : a) == axis; });
+  return std::any_of(axes.begin(), axes.end(), [&](Index a) { return from_front(a, rank) == axis; });
 }
 
 }  // namespace detail

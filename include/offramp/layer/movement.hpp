@@ -256,7 +256,7 @@ class ConcatOperation final : public Operation {
   }
   bool forward(const OperationRun& run) const noexcept override {
     const TensorView& y = run.out[0];
-    const int axis = static_cast<int>(axis_ < 0 ? axis_ + y.shape.rank() : axis_);
+    const int axis = static_cast<int>(from_front(axis_, y.shape.rank()));
     const Index outer = y.shape.count(0, axis), row = y.shape.count(axis, y.shape.rank());
     Index at = 0;
     for (const TensorView& x : run.in) {
@@ -306,7 +306,7 @@ class SplitOperation final : public Operation {
   }
   bool forward(const OperationRun& run) const noexcept override {
     const TensorView& x = run.in[0];
-    const int axis = static_cast<int>(axis_ < 0 ? axis_ + x.shape.rank() : axis_);
+    const int axis = static_cast<int>(from_front(axis_, x.shape.rank()));
     const Index outer = x.shape.count(0, axis), row = x.shape.count(axis, x.shape.rank());
     Index at = 0;
     for (const TensorView& y : run.out) {
@@ -420,7 +420,7 @@ class GatherOperation final : public Operation {
   }
   bool forward(const OperationRun& run) const noexcept override {
     const TensorView &x = run.in[0], &at = run.in[1];
-    const AxisSplit a(x.shape, static_cast<int>(axis_ < 0 ? axis_ + x.shape.rank() : axis_));
+    const AxisSplit a(x.shape, static_cast<int>(from_front(axis_, x.shape.rank())));
     const Index count = at.count();
     for (Index k = 0; k < count; ++k) {
       Index i = integer_at(at, k);
@@ -454,7 +454,7 @@ class GatherElementsOperation final : public Operation {
   }
   bool forward(const OperationRun& run) const noexcept override {
     const TensorView &x = run.in[0], &at = run.in[1];
-    const int axis = static_cast<int>(axis_ < 0 ? axis_ + x.shape.rank() : axis_);
+    const int axis = static_cast<int>(from_front(axis_, x.shape.rank()));
     const Shape strides = strides_of(x.shape);
     for (Index k = 0; k < at.count(); ++k) {
       Index flat = k, offset = 0;
@@ -559,7 +559,7 @@ class ScatterOperation final : public Operation {
     const Shape strides = strides_of(x.shape);
     const Index depth = nd_ ? at.shape[at.shape.rank() - 1] : 1;
     const Index inner = nd_ ? x.shape.count(static_cast<int>(depth), x.shape.rank()) : 1;
-    const int axis = static_cast<int>(axis_ < 0 ? axis_ + x.shape.rank() : axis_);
+    const int axis = static_cast<int>(from_front(axis_, x.shape.rank()));
     for (Index t = 0; t < at.count() / depth; ++t) {
       Index offset = 0;
       if (nd_) {
@@ -690,7 +690,7 @@ class ShapeOperation final : public Operation {
 
  private:
   static int at(Index v, int rank) noexcept {
-    return static_cast<int>(std::clamp<Index>(v < 0 ? v + rank : v, 0, rank));
+    return static_cast<int>(std::clamp<Index>(from_front(v, rank), 0, rank));
   }
   bool size_;
   Index start_, end_;
@@ -790,7 +790,7 @@ class OneHotOperation final : public Operation {
   }
   bool forward(const OperationRun& run) const noexcept override {
     const TensorView &at = run.in[0], &values = run.in[2], &y = run.out[0];
-    const AxisSplit a(y.shape, static_cast<int>(axis_ < 0 ? axis_ + y.shape.rank() : axis_));
+    const AxisSplit a(y.shape, static_cast<int>(from_front(axis_, y.shape.rank())));
     for (Index o = 0; o < a.outer; ++o) {
       for (Index i = 0; i < a.inner; ++i) {
         Index hot = integer_of(real_at(at, o * a.inner + i));

@@ -137,7 +137,7 @@ class LayerNormOperation final : public Operation {
   bool forward(const OperationRun& run) const noexcept override {
     const TensorView& x = run.in[0];
     const TensorView* bias = optional_input(run.in, 2);
-    const int axis = static_cast<int>(axis_ < 0 ? axis_ + x.shape.rank() : axis_);
+    const int axis = static_cast<int>(from_front(axis_, x.shape.rank()));
     const Index rows = x.shape.count(0, axis), n = x.shape.count(axis, x.shape.rank());
     const bool statistics = run.out.size() > 1 && (run.out[1].data || (run.out.size() > 2 && run.out[2].data));
     for (Index r = 0; statistics && r < rows; ++r) {

@@ -45,7 +45,7 @@ namespace detail {
 /// The axis along which scales differ, or -1 where there is one for all.
 inline int scale_axis(const TensorView& scale, const TensorView& x, Index axis) {
   if (scale.count() == 1) return -1;
-  const Index a = axis < 0 ? axis + x.shape.rank() : axis;
+  const Index a = from_front(axis, x.shape.rank());
   OFFRAMP_REQUIRE(
       a >= 0 && a < x.shape.rank() && scale.shape.rank() == 1 && scale.count() == x.shape[static_cast<int>(a)],
       "scale " + scale.shape.text() + " does not fit axis " + std::to_string(axis) + " of " + x.shape.text());
@@ -74,7 +74,7 @@ class ScaledOperation : public Operation {
     const TensorView* z = optional_input(run.in, 2);
     const auto zero = [&](Index i) { return z ? integer_at(*z, i) : 0; };
     if (scale.count() == 1) return f(Index{0}, x.count(), scale.f32()[0], zero(0));
-    const int axis = static_cast<int>(axis_ < 0 ? axis_ + x.shape.rank() : axis_);
+    const int axis = static_cast<int>(from_front(axis_, x.shape.rank()));
     const Index outer = x.shape.count(0, axis), n = x.shape[axis], inner = x.shape.count(axis + 1, x.shape.rank());
     for (Index o = 0; o < outer; ++o) {
       for (Index c = 0; c < n; ++c) f((o * n + c) * inner, inner, scale.f32()[c], zero(c));

@@ -201,7 +201,7 @@ class ArgOperation final : public Operation {
   }
   bool forward(const OperationRun& run) const noexcept override {
     const TensorView& x = run.in[0];
-    const AxisSplit a(x.shape, static_cast<int>(axis_ < 0 ? axis_ + x.shape.rank() : axis_));
+    const AxisSplit a(x.shape, static_cast<int>(from_front(axis_, x.shape.rank())));
     for (Index o = 0; o < a.outer; ++o) {
       for (Index i = 0; i < a.inner; ++i) {
         const Index first = o * a.n * a.inner + i;
@@ -242,7 +242,7 @@ class CumSumOperation final : public Operation {
   bool forward(const OperationRun& run) const noexcept override {
     const TensorView &x = run.in[0], &y = run.out[0];
     const Index axis = integer_at(run.in[1], 0);
-    const AxisSplit a(x.shape, static_cast<int>(axis < 0 ? axis + x.shape.rank() : axis));
+    const AxisSplit a(x.shape, static_cast<int>(from_front(axis, x.shape.rank())));
     for (Index o = 0; o < a.outer; ++o) {
       for (Index i = 0; i < a.inner; ++i) {
         double sum = 0;
@@ -287,11 +287,11 @@ class TopKOperation final : public Operation {
   }
   std::size_t scratch_bytes(std::span<const TensorView> in, std::span<const TensorView>) const noexcept override {
     const Shape& s = in[0].shape;
-    return static_cast<std::size_t>(s[static_cast<int>(axis_ < 0 ? axis_ + s.rank() : axis_)]) * sizeof(Index);
+    return static_cast<std::size_t>(s[static_cast<int>(from_front(axis_, s.rank()))]) * sizeof(Index);
   }
   bool forward(const OperationRun& run) const noexcept override {
     const TensorView &x = run.in[0], &y = run.out[0];
-    const int axis = static_cast<int>(axis_ < 0 ? axis_ + x.shape.rank() : axis_);
+    const int axis = static_cast<int>(from_front(axis_, x.shape.rank()));
     const AxisSplit a(x.shape, axis);
     const Index k = y.shape[axis];
     auto* order = reinterpret_cast<Index*>(run.scratch);

@@ -32,7 +32,7 @@ class SoftmaxOperation final : public Operation {
   bool in_place(std::size_t) const noexcept override { return op_ == "Softmax"; }
   bool forward(const OperationRun& run) const noexcept override {
     const TensorView &x = run.in[0], &y = run.out[0];
-    const int rank = x.shape.rank(), axis = static_cast<int>(axis_ < 0 ? axis_ + rank : axis_);
+    const int rank = x.shape.rank(), axis = static_cast<int>(from_front(axis_, rank));
     const Index outer = x.shape.count(0, axis), n = flatten_ ? x.shape.count(axis, rank) : x.shape[axis];
     const Index inner = flatten_ ? 1 : x.shape.count(axis + 1, rank);
     if (x.count() == 0) return true;
