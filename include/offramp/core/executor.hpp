@@ -102,7 +102,7 @@ class ThreadPool {
     const std::uint64_t epoch = (ticket_.load(std::memory_order_relaxed) >> 32) + 1;
     ticket_.store(epoch << 32 | static_cast<std::uint64_t>(parts) << 16, std::memory_order_seq_cst);
     if (asleep_.load(std::memory_order_seq_cst) > 0) ticket_.notify_all();
-    take_parts(epoch);
+    take_parts(epoch, true);
     while (done_.load(std::memory_order_acquire) != parts) pause();
     busy_.store(false, std::memory_order_release);
   }
@@ -117,18 +117,20 @@ class ThreadPool {
 #endif
   }
 
-  // Parts of this epoch, until none is left. How many there are stands in the ticket itself: beside it, a worker could
-  // meet the number of the next epoch before that has begun. Whoever takes a part keeps the epoch from ending, so that
-  // the task that was read before still stands.
-  void take_parts(std::uint64_t epoch) noexcept {
+  // Parts of this epoch, until none is left: the caller takes them from the front, workers from the back, so that the
+  // same part of one operation after another falls to the same core, whose cache has its data. What is left stands in
+  // the ticket itself: beside it, a worker could meet the number of the next epoch before that has begun. Whoever takes
+  // a part keeps the epoch from ending, so that the task that was read before still stands.
+  void take_parts(std::uint64_t epoch, bool front) noexcept {
     std::uint64_t t = ticket_.load(std::memory_order_acquire);
     while (t >> 32 == epoch) {
-      const auto i = static_cast<Index>(t & 0xffffU);
-      if (i >= static_cast<Index>(t >> 16 & 0xffffU)) return;
+      const auto first = static_cast<Index>(t & 0xffffU), end = static_cast<Index>(t >> 16 & 0xffffU);
+      if (first >= end) return;
       const Task task = task_.load(std::memory_order_relaxed);
       void* context = context_.load(std::memory_order_relaxed);
-      if (!ticket_.compare_exchange_weak(t, t + 1, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
-      task(context, i);
+      const std::uint64_t taken = front ? t + 1 : t - (std::uint64_t{1} << 16);
+      if (!ticket_.compare_exchange_weak(t, taken, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
+      task(context, front ? first : end - 1);
       done_.fetch_add(1, std::memory_order_release);
       t = ticket_.load(std::memory_order_acquire);
     }
@@ -150,14 +152,14 @@ class ThreadPool {
         continue;
       }
       seen = t >> 32;
-      take_parts(seen);
+      take_parts(seen, false);
     }
   }
 
   std::vector<std::thread> workers_;
   std::atomic<bool> stop_{false}, busy_{false};
   std::atomic<int> asleep_{0};
-  alignas(64) std::atomic<std::uint64_t> ticket_{0};  // 32 bits the epoch, 16 its parts, 16 the next of them
+  alignas(64) std::atomic<std::uint64_t> ticket_{0};  // 32 bits the epoch, 16 the end of its parts, 16 the first
   std::atomic<Task> task_{nullptr};
   std::atomic<void*> context_{nullptr};
   alignas(64) std::atomic<Index> done_{0};

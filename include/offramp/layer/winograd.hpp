@@ -99,7 +99,8 @@ class WinogradPlan {
     }
     const Index block = block_of(all, threads), blocks = (all + block - 1) / block;
     executor.each(threads, [&](Index t) {  // every thread its own blocks, whose transforms stay in its L2
-      for (Index i = t; i < blocks; i += threads)
+      const kernel::Range own = kernel::part_of(blocks, 1, threads, t);
+      for (Index i = own.first; i < own.last; ++i)
         run_block(in, out, output, i * block, std::min(block, all - i * block), memory + t * slot(block), kernels, {});
     });
   }
