@@ -725,7 +725,9 @@ inline void Model::cut_blocks(Data& d) {
     while (begin < s.end) {
       Block b{begin, begin + 1};
       b.sample_bytes = bytes[begin];
-      if (light[begin] && !d.options.pool) b.cache = near_bytes;  // threads share out what a larger chunk has
+      if (light[begin])
+        b.cache =
+            near_bytes * (d.options.pool ? d.options.pool->threads() : 1);  // threads share out what a larger chunk has
       while (b.end < s.end && light[b.end] == light[begin]) {
         const Index rest = *std::max_element(bytes.begin() + static_cast<std::ptrdiff_t>(b.end),
                                              bytes.begin() + static_cast<std::ptrdiff_t>(s.end));
