@@ -88,7 +88,7 @@ class Quantizer {
   /// `answer` is the output whose ancestors are quantized.
   Quantizer(Graph g, ValueId answer, std::span<const float> samples, const QuantizeOptions& o)
       : g_(std::move(g)), answer_(answer), samples_(samples), o_(o) {
-    const std::vector<bool> backbone = ancestors(answer_);
+    const std::vector<bool> backbone = g_.ancestors_of(answer_);
     for (std::size_t i = 0; i < g_.nodes.size(); ++i) {
       if (backbone[i] && is_product(g_, g_.nodes[i])) products_.push_back(g_.nodes[i].name);
     }
@@ -244,21 +244,6 @@ class Quantizer {
  private:
   static constexpr Index bins = 2048;
 
-  std::vector<bool> ancestors(ValueId v) const {
-    std::vector<bool> seen(g_.nodes.size(), false);
-    const std::vector<int> producer = g_.producers();
-    std::vector<ValueId> open{v};
-    while (!open.empty()) {
-      const ValueId at = open.back();
-      open.pop_back();
-      const int p = at == no_value ? -1 : producer[static_cast<std::size_t>(at)];
-      if (p < 0 || seen[static_cast<std::size_t>(p)]) continue;
-      seen[static_cast<std::size_t>(p)] = true;
-      const Node& n = g_.nodes[static_cast<std::size_t>(p)];
-      open.insert(open.end(), n.inputs.begin(), n.inputs.end());
-    }
-    return seen;
-  }
   ValueId find(ValueId v) {
     while (group_.contains(v) && group_[v] != v) v = group_[v];
     return v;
@@ -274,7 +259,7 @@ class Quantizer {
       for (const ValueId v : g_.nodes[i].outputs) producer[v] = i;
     }
     // Exit heads stay in float: they are small, and what tells sure answers from others is fine differences.
-    const std::vector<bool> backbone = ancestors(g_.outputs.empty() ? no_value : answer_);
+    const std::vector<bool> backbone = g_.ancestors_of(g_.outputs.empty() ? no_value : answer_);
     const auto kept = [&](const Node& n) {
       return !backbone[static_cast<std::size_t>(&n - g_.nodes.data())] || in_float.contains(n.name) ||
              std::find(o_.keep.begin(), o_.keep.end(), n.name) != o_.keep.end();

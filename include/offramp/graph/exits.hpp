@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "offramp/graph/append.hpp"
 #include "offramp/graph/graph.hpp"
 #include "offramp/graph/passes.hpp"
 
@@ -20,29 +21,9 @@ namespace detail {
 inline std::vector<ValueId> inline_branch(Graph& outer, const Graph& branch) {
   std::map<ValueId, ValueId> names;
   for (const auto& [from, to] : branch.captures) names[to] = from;
-  const auto translate = [&](ValueId v) {
-    if (v == no_value) return v;
-    const auto [i, fresh] = names.try_emplace(v, no_value);
-    if (fresh) {
-      outer.values.push_back(branch[v]);
-      i->second = static_cast<ValueId>(outer.values.size() - 1);
-    }
-    return i->second;
-  };
-  for (const Node& node : branch.nodes) {
-    Node copy = node;
-    for (ValueId& v : copy.inputs) v = translate(v);
-    for (ValueId& v : copy.outputs) v = translate(v);
-    for (Attribute& a : copy.attributes) {
-      if (auto* sub = std::get_if<std::shared_ptr<Graph>>(&a.value); sub && *sub) {
-        *sub = std::make_shared<Graph>(**sub);
-        for (auto& [from, to] : (*sub)->captures) from = translate(from);
-      }
-    }
-    outer.nodes.push_back(std::move(copy));
-  }
+  GraphAppender append(outer, branch, "", std::move(names));
   std::vector<ValueId> outputs;
-  for (const ValueId v : branch.outputs) outputs.push_back(translate(v));
+  for (const ValueId v : branch.outputs) outputs.push_back(append.translate(v));
   return outputs;
 }
 

@@ -30,6 +30,24 @@ struct Value {
   std::vector<std::string> labels;  ///< names of the open axes, for writing the file again
 };
 
+/// Which of `nodes` nodes the value `v` needs; `producer[v]` makes v (-1: none), `inputs_of(node)` are what it reads.
+template <class Inputs>
+std::vector<bool> ancestors(ValueId v, const std::vector<int>& producer, std::size_t nodes, Inputs&& inputs_of) {
+  std::vector<bool> seen(nodes, false);
+  std::vector<ValueId> open{v};
+  while (!open.empty()) {
+    const ValueId at = open.back();
+    open.pop_back();
+    const int p = at == no_value ? -1 : producer[static_cast<std::size_t>(at)];
+    if (p < 0 || seen[static_cast<std::size_t>(p)]) continue;
+    const auto u = static_cast<std::size_t>(p);
+    seen[u] = true;
+    const std::vector<ValueId>& read = inputs_of(u);
+    open.insert(open.end(), read.begin(), read.end());
+  }
+  return seen;
+}
+
 /// Nodes in topological order over values. A subgraph names what it takes from the graph around it in `captures`.
 class Graph {
  public:
@@ -65,6 +83,12 @@ class Graph {
       }
     }
     return p;
+  }
+
+  /// The nodes that `v` needs.
+  std::vector<bool> ancestors_of(ValueId v) const {
+    return ancestors(v, producers(), nodes.size(),
+                     [&](std::size_t i) -> const std::vector<ValueId>& { return nodes[i].inputs; });
   }
 
   /// For each value the number of nodes that read it, plus one where it is an output of the graph.

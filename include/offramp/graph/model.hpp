@@ -462,19 +462,8 @@ inline void Model::arrange(Data& d) {
     }
   }
   d.output_values = d.prepared.outputs;
-  const auto ancestors = [&](ValueId v) {
-    std::vector<bool> seen(count, false);
-    std::vector<ValueId> open{v};
-    while (!open.empty()) {
-      const ValueId at = open.back();
-      open.pop_back();
-      const int p = at == no_value ? -1 : producer[static_cast<std::size_t>(at)];
-      if (p < 0 || seen[static_cast<std::size_t>(p)]) continue;
-      seen[static_cast<std::size_t>(p)] = true;
-      open.insert(open.end(), d.steps[static_cast<std::size_t>(p)].in.begin(),
-                  d.steps[static_cast<std::size_t>(p)].in.end());
-    }
-    return seen;
+  const auto needed_by = [&](ValueId v) {
+    return ancestors(v, producer, count, [&](std::size_t i) -> const std::vector<ValueId>& { return d.steps[i].in; });
   };
 
   // Exits: every output, or those that the metadata names.
@@ -506,7 +495,7 @@ inline void Model::arrange(Data& d) {
     } else {
       d.classes = classes;
     }
-    exits.push_back({v, name, ancestors(v)});
+    exits.push_back({v, name, needed_by(v)});
     for (std::size_t k = 0; k < count; ++k) exits.back().flops += exits.back().needs[k] ? d.layers[k].cost.flops : 0;
   }
   if (exits.empty()) d.why_no_exits = "the network has no output that is an exit";

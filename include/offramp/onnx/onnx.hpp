@@ -60,21 +60,10 @@ namespace detail {
 /// Splits the nodes of a graph by the first exit that needs them and nests the rest in `If` nodes.
 inline Graph nest_exits(const Graph& source, const std::vector<ValueId>& exits, const std::vector<Index>& numbers,
                         const WrittenPolicy& policy, Index classes) {
-  const std::vector<int> producer = source.producers();
   std::vector<std::size_t> first(source.nodes.size(), exits.size());
   for (std::size_t k = exits.size(); k-- > 0;) {
-    std::vector<ValueId> open{exits[k]};
-    std::vector<bool> seen(source.nodes.size(), false);
-    while (!open.empty()) {
-      const ValueId v = open.back();
-      open.pop_back();
-      const int p = v == no_value ? -1 : producer[static_cast<std::size_t>(v)];
-      if (p < 0 || seen[static_cast<std::size_t>(p)]) continue;
-      const auto u = static_cast<std::size_t>(p);
-      seen[u] = true;
-      first[u] = k;
-      open.insert(open.end(), source.nodes[u].inputs.begin(), source.nodes[u].inputs.end());
-    }
+    const std::vector<bool> needed = source.ancestors_of(exits[k]);
+    for (std::size_t i = 0; i < first.size(); ++i) first[i] = needed[i] ? k : first[i];
   }
   // The innermost level first; each level reads the values of the ones around it by name.
   std::shared_ptr<Graph> inner;

@@ -2,15 +2,13 @@
 /// Several whole networks as one early-exit network: the cheap ones' answers are exits, the dearest one's is the last.
 #pragma once
 
-#include <map>
-#include <memory>
 #include <set>
 #include <span>
 #include <string>
 #include <utility>
-#include <variant>
 #include <vector>
 
+#include "offramp/graph/append.hpp"
 #include "offramp/graph/model.hpp"
 
 namespace offramp {
@@ -20,48 +18,6 @@ struct Version {
   std::string name;
   Model model;
 };
-
-namespace detail {
-
-/// Appends a graph's nodes to another, its one input replaced by `input`; returns what its values are called there.
-class GraphAppender {
- public:
-  GraphAppender(Graph& to, const Graph& from, std::string prefix, ValueId input)
-      : to_(to), from_(from), prefix_(std::move(prefix)) {
-    names_[from.inputs[0]] = input;
-    for (const Node& n : from.nodes) {
-      Node copy = n;
-      copy.name = prefix_ + n.name;
-      for (ValueId& v : copy.inputs) v = translate(v);
-      for (ValueId& v : copy.outputs) v = translate(v);
-      for (Attribute& a : copy.attributes) {
-        if (auto* sub = std::get_if<std::shared_ptr<Graph>>(&a.value); sub && *sub) {
-          *sub = std::make_shared<Graph>(**sub);
-          for (auto& [outer, inner] : (*sub)->captures) outer = translate(outer);
-        }
-      }
-      to_.nodes.push_back(std::move(copy));
-    }
-  }
-  ValueId translate(ValueId v) {
-    if (v == no_value) return v;
-    const auto [i, fresh] = names_.try_emplace(v, no_value);
-    if (fresh) {
-      to_.values.push_back(from_[v]);
-      to_.values.back().name = prefix_ + from_[v].name;
-      i->second = static_cast<ValueId>(to_.values.size() - 1);
-    }
-    return i->second;
-  }
-
- private:
-  Graph& to_;
-  const Graph& from_;
-  std::string prefix_;
-  std::map<ValueId, ValueId> names_;
-};
-
-}  // namespace detail
 
 /// Joins versions, the cheapest first, into one graph: they read the same input, and every exit of each is an exit of
 /// the cascade, called `version/exit`, in that order. Raises an Error where their inputs, classes or opsets differ.
@@ -96,7 +52,7 @@ inline Graph cascade(std::span<const Version> versions) {
   std::string exits, names;
   for (const Version& v : versions) {
     const Graph& own = v.model.graph();
-    detail::GraphAppender append(g, own, v.name + "/", 0);
+    detail::GraphAppender append(g, own, v.name + "/", {{own.inputs[0], 0}});
     for (const ExitInfo& e : v.model.exits()) {
       for (const ValueId o : own.outputs) {
         if (own[o].name != e.name) continue;
