@@ -71,6 +71,15 @@ TEST_P(EveryIsa, DeepGemmEqualsEigen) {
   }
 }
 
+// One and two rows against weights of more than an L2 take a way of their own.
+TEST_P(EveryIsa, ThinGemmEqualsEigen) {
+  for (const Index m : {1, 2, 3}) {
+    for (const auto& [n, depth] : {std::pair<Index, Index>{1001, 1050}, {70'001, 15}, {40, 26'300}}) {
+      ASSERT_NO_FATAL_FAILURE(expect_gemm_equals_eigen(k, m, n, depth, false, static_cast<unsigned>(m + n)));
+    }
+  }
+}
+
 // What pooled heads read, with tails of every length.
 TEST_P(EveryIsa, PoolCellsEqualPlainLoops) {
   for (const Index n : {1, 7, 16, 18, 33, 64}) {
