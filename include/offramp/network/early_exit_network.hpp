@@ -37,7 +37,7 @@ concept EarlyExitNetwork = std::copy_constructible<N> &&
   { n.logits(s, k) }
   noexcept->std::convertible_to<const float*>;  // [live samples][classes]
   { n.compact(s, k, kept) }
-  noexcept;  // keep these of the live samples, in order
+  noexcept;  // live sample kept[i] becomes sample i; kept[i] is i, or behind all that are kept
 };
 
 /// Of one sample, the last exit alone, without other exits. A network of which some stages serve early exits only (a

@@ -89,6 +89,7 @@ class Session {
     softmax_.resize(n * classes);
     live_.resize(n);
     kept_.resize(n);
+    goes_on_.resize(n);
   }
 
   /// What every call since the last reset did, all samples together.
@@ -204,19 +205,30 @@ class Session {
         }
         p.cost = spent;
         const bool leave = last || (sure && v.leave);
-        if (!leave) {
-          live_[static_cast<std::size_t>(kept)] = static_cast<Index>(slot);
-          kept_[static_cast<std::size_t>(kept++)] = j;
-        }
+        goes_on_[static_cast<std::size_t>(j)] = leave ? 0 : 1;
+        kept += leave ? 0 : 1;
       }
-      if (kept < live && kept > 0)
-        network_.compact(*state_, k, std::span<const Index>(kept_.data(), static_cast<std::size_t>(kept)));
+      if (kept < live && kept > 0) compact(k, live, kept);
       live = kept;
     }
 #if OFFRAMP_COUNT_FLOPS
     counted_samples_ += n;
 #endif
     return true;
+  }
+
+  // Of the live samples only those that go on. The last of them take the places of those that left, so that few move.
+  void compact(Index k, Index live, Index kept) noexcept {
+    for (Index to = 0; to < kept; ++to) {
+      const auto u = static_cast<std::size_t>(to);
+      kept_[u] = to;
+      if (goes_on_[u]) continue;
+      do --live;
+      while (!goes_on_[static_cast<std::size_t>(live)]);
+      kept_[u] = live;
+      live_[u] = live_[static_cast<std::size_t>(live)];
+    }
+    network_.compact(*state_, k, std::span<const Index>(kept_.data(), static_cast<std::size_t>(kept)));
   }
 
   static bool is_finite(std::span<const float> row) noexcept {
@@ -246,7 +258,7 @@ class Session {
   N network_;
   P policy_;
   std::unique_ptr<typename N::State> state_;
-  std::vector<std::uint8_t> wanted_, every_, only_last_, evaluated_;
+  std::vector<std::uint8_t> wanted_, every_, only_last_, evaluated_, goes_on_;
   Cost full_, counted_;
   std::int64_t counted_samples_ = 0;
   std::vector<Prediction> predictions_;
