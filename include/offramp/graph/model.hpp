@@ -171,8 +171,8 @@ class Model {
       return whole ? n : std::clamp<Index>(cache / std::max<Index>(1, sample_bytes), 1, n);
     }
   };
-  // Of values, for a chunk: a quarter of a usual L3, and of L2 where the weights are so few that reading them again for
-  // every chunk costs less.
+  // Of values, for a chunk: a quarter of a usual L3; where weights are so few that reading them again for every chunk
+  // costs less, what each thread keeps in its L2.
   static constexpr Index far_bytes = 8 << 20, near_bytes = 512 << 10, few_weights = near_bytes / 24;
   struct Storage {
     std::vector<ValueId> values;
@@ -714,9 +714,7 @@ inline void Model::cut_blocks(Data& d) {
     while (begin < s.end) {
       Block b{begin, begin + 1};
       b.sample_bytes = bytes[begin];
-      if (light[begin])
-        b.cache =
-            near_bytes * (d.options.pool ? d.options.pool->threads() : 1);  // threads share out what a larger chunk has
+      if (light[begin]) b.cache = near_bytes * (d.options.pool ? d.options.pool->threads() : 1);
       while (b.end < s.end && light[b.end] == light[begin]) {
         const Index rest = *std::max_element(bytes.begin() + static_cast<std::ptrdiff_t>(b.end),
                                              bytes.begin() + static_cast<std::ptrdiff_t>(s.end));
