@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "batches.hpp"
 #include "graphs.hpp"
 
 namespace offramp {
@@ -105,23 +106,6 @@ TEST(Model, MemoryIsSharedBetweenLayersAndLimited) {
   EXPECT_FALSE(Model(test::residual_network(), tight).has_plan());
 }
 
-// Answers of a whole batch against those of its samples alone.
-void expect_equal_alone(const Model& m, const Tensor& all) {
-  const Tensor together = m.run(std::vector<Tensor>{all})[0];
-  const Index batch = all.shape()[0], width = all.count() / batch, classes = together.count() / batch;
-  Shape one = all.shape();
-  one[0] = 1;
-  for (Index i = 0; i < batch; ++i) {
-    const auto sample =
-        all.values<float>().subspan(static_cast<std::size_t>(i * width), static_cast<std::size_t>(width));
-    const Tensor alone = m.run(std::vector<Tensor>{Tensor::of<float>(one, {sample.begin(), sample.end()})})[0];
-    for (Index k = 0; k < classes; ++k) {
-      EXPECT_EQ(alone.values<float>()[static_cast<std::size_t>(k)],
-                together.values<float>()[static_cast<std::size_t>(i * classes + k)]);
-    }
-  }
-}
-
 // Values of more than the cache holds make a batch go through in chunks; the answers are those of single samples.
 TEST(Model, LargeBatchesGoThroughInChunks) {
   test::Builder b;
@@ -140,7 +124,7 @@ TEST(Model, LargeBatchesGoThroughInChunks) {
     const Model m(b.g, o);
     constexpr Index batch = 11;
     EXPECT_LT(m.memory_bytes(batch), batch * m.memory_bytes(1) * 2 / 3);
-    expect_equal_alone(m, test::random_tensor({batch, 3, 96, 96}, 9));
+    test::expect_equal_alone(m, test::random_tensor({batch, 3, 96, 96}, 9));
   }
 }
 
@@ -171,7 +155,7 @@ TEST(Model, FewWeightsMakeSmallChunks) {
     }));
     EXPECT_GT(*std::max_element(runs.begin(), runs.end()), batch / 3 / threads);
     EXPECT_GT(std::count(runs.begin(), runs.end(), 1), 0);  // the last product sees all samples
-    expect_equal_alone(m, test::random_tensor({batch, 16, 32, 32}, 9));
+    test::expect_equal_alone(m, test::random_tensor({batch, 16, 32, 32}, 9));
   }
 }
 

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "batches.hpp"
 #include "graphs.hpp"
 #include "offramp/graph/model.hpp"
 
@@ -113,14 +114,7 @@ TEST(Samples, WhatKeepsThemApartIsWalkedInParts) {
            "output");
   const Model m(b.g);
   EXPECT_LT(m.memory_bytes(4 * batch), 4 * batch * m.memory_bytes(1) * 2 / 3);
-  const Tensor all = test::random_tensor({batch, 4, width / 4}, 6);
-  const Tensor together = m.run(std::vector<Tensor>{all})[0];
-  for (Index s = 0; s < batch; ++s) {
-    const auto sample = all.values<float>().subspan(static_cast<std::size_t>(s * width), width);
-    const Tensor alone =
-        m.run(std::vector<Tensor>{Tensor::of<float>({1, 4, width / 4}, {sample.begin(), sample.end()})})[0];
-    EXPECT_EQ(alone.values<float>()[0], together.values<float>()[static_cast<std::size_t>(s)]);
-  }
+  test::expect_equal_alone(m, test::random_tensor({batch, 4, width / 4}, 6));
 }
 
 }  // namespace

@@ -27,10 +27,10 @@ constexpr Range part_of(Index n, Index step, Index parts, Index i) noexcept {
 }
 
 /// Calls f(range) for the parts of n things that `executor` shares among its threads: two for each, as every part
-/// reads the other side of a product anew.
+/// reads the other side of a product anew; all at once where there is one thread.
 template <class F>
 void each_range(ExecutorRef executor, Index n, Index step, F&& f) noexcept {
-  const Index parts = std::min((n + step - 1) / step, 2 * executor.threads());
+  const Index threads = executor.threads(), parts = std::min((n + step - 1) / step, threads == 1 ? 1 : 2 * threads);
   executor.each(parts, [&](Index i) {
     const Range r = part_of(n, step, parts, i);
     if (r.first < r.last) f(r);

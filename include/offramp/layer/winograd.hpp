@@ -136,15 +136,12 @@ class WinogradPlan {
     output.channels = out_channels_, output.plane = plane(count, out_channels_);
     input.block = output.block = rows(count) * kernel::column_block;
     auto* products = left + t_.points() * input.plane;
-    const Index parts = executor.threads() == 1 ? 1 : std::min<Index>(count, 2 * executor.threads());
-    const auto range = [&](kernel::Winograd w, Index i) {
-      const kernel::Range r = kernel::part_of(count, 1, parts, i);
-      w.first = first + r.first, w.count = r.last - r.first;
-      return std::pair(w, r.first * kernel::column_block);
+    const auto part_of = [&](kernel::Winograd w, kernel::Range tiles) {
+      w.first = first + tiles.first, w.count = tiles.last - tiles.first;
+      return w;
     };
-    executor.each(parts, [&](Index i) {
-      const auto [w, at] = range(input, i);
-      kernels.winograd_input(w, in, left + at);
+    kernel::each_range(executor, count, 1, [&](kernel::Range tiles) {
+      kernels.winograd_input(part_of(input, tiles), in, left + tiles.first * kernel::column_block);
     });
     kernel::each_range(executor, t_.points(), 1, [&](kernel::Range points) {
       kernel::BlockedGemm g;
@@ -157,9 +154,8 @@ class WinogradPlan {
         kernels.blocked_gemm(g);
       }
     });
-    executor.each(parts, [&](Index i) {
-      const auto [w, at] = range(output, i);
-      kernels.winograd_output(w, products + at, out);
+    kernel::each_range(executor, count, 1, [&](kernel::Range tiles) {
+      kernels.winograd_output(part_of(output, tiles), products + tiles.first * kernel::column_block, out);
     });
   }
   static Index rows(Index tiles) noexcept { return std::max(tiles, kernel::BlockedGemm::least_rows); }
