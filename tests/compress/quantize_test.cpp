@@ -5,6 +5,7 @@
 
 #include "graphs.hpp"
 #include "offramp/compress/operator_form.hpp"
+#include "offramp/graph/contrib.hpp"
 #include "offramp/onnx/onnx.hpp"
 
 namespace offramp {

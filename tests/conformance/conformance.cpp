@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "offramp/offramp.hpp"
+#include "offramp/onnx/read.hpp"
 
 namespace fs = std::filesystem;
 using namespace offramp;

@@ -7,6 +7,7 @@
 
 #include "graphs.hpp"
 #include "offramp/graph/infer.hpp"
+#include "offramp/layer/element.hpp"
 
 namespace offramp {
 namespace {

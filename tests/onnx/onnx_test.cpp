@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "graphs.hpp"
+#include "offramp/graph/infer.hpp"
 #include "offramp/session/model_session.hpp"
 
 namespace offramp {

@@ -43,3 +43,20 @@
 #define OFFRAMP_AMX 0
 #endif
 #endif
+
+/// 1: what takes longest to compile (kernels, operators, the preparation of a network, ONNX files) is only declared,
+/// and one translation unit of the program has it by including offramp/separate.hpp. 0 (the default): headers alone.
+#ifndef OFFRAMP_SEPARATE_COMPILATION
+#define OFFRAMP_SEPARATE_COMPILATION 0
+#endif
+
+// In front of the functions that this is about, and whether this translation unit has their definitions.
+#if OFFRAMP_SEPARATE_COMPILATION
+#define OFFRAMP_SEPARABLE
+#ifndef OFFRAMP_HAS_DEFINITIONS
+#define OFFRAMP_HAS_DEFINITIONS 0
+#endif
+#else
+#define OFFRAMP_SEPARABLE inline
+#define OFFRAMP_HAS_DEFINITIONS 1
+#endif

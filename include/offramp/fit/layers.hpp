@@ -18,6 +18,7 @@
 
 #include "offramp/exit/head.hpp"
 #include "offramp/fit/distillation.hpp"
+#include "offramp/kernel/dispatch.hpp"
 #include "offramp/kernel/pack.hpp"
 #include "offramp/kernel/training.hpp"
 

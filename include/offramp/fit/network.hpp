@@ -18,6 +18,7 @@
 #include "offramp/fit/distillation.hpp"
 #include "offramp/graph/attach.hpp"
 #include "offramp/graph/simplify.hpp"
+#include "offramp/kernel/dispatch.hpp"
 #include "offramp/kernel/pack.hpp"
 #include "offramp/kernel/training.hpp"
 #include "offramp/layer/elementwise.hpp"

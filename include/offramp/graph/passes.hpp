@@ -17,6 +17,9 @@
 
 #include "offramp/graph/graph.hpp"
 #include "offramp/graph/infer.hpp"
+#include "offramp/layer/element.hpp"
+#include "offramp/layer/elementwise.hpp"
+#include "offramp/layer/grid.hpp"
 
 namespace offramp::passes {
 

@@ -2,7 +2,7 @@
 /// The kernels that only training needs, for every instruction set. Programs that run networks do not compile them.
 #pragma once
 
-#include "offramp/kernel/dispatch.hpp"
+#include "offramp/kernel/targets.hpp"
 
 namespace offramp::kernel {
 

@@ -4,50 +4,21 @@
 
 #include <cstddef>
 #include <map>
-#include <memory>
-#include <set>
 #include <span>
 #include <string>
-#include <utility>
 #include <vector>
 
-#include "offramp/graph/contrib.hpp"
+#include "offramp/core/config.hpp"
 #include "offramp/graph/model.hpp"
-#include "offramp/onnx/condition.hpp"
-#include "offramp/onnx/read.hpp"
-#include "offramp/onnx/write.hpp"
-#include "offramp/policy/parse.hpp"
 
 namespace offramp {
 
-namespace detail {
-
-inline Graph read_graph(std::span<const std::byte> bytes, const Limits& limits) {
-  Graph g = onnx::read(bytes, limits);
-  expand_contrib(g);
-  flatten_exits(g, limits);
-  return g;
-}
-
-}  // namespace detail
-
 /// A model from the bytes of an ONNX file. Every output is an exit, in order of depth; exits written as nested `If`
 /// become outputs. Raises an Error that names the node where the file cannot be understood.
-inline Model load_onnx(std::span<const std::byte> bytes, const ModelOptions& options = {}) {
-  return Model(detail::read_graph(bytes, options.limits), options);
-}
+OFFRAMP_SEPARABLE Model load_onnx(std::span<const std::byte> bytes, const ModelOptions& options = {});
 
 /// A model from an ONNX file; errors name the file.
-inline Model load_onnx(const std::string& path, const ModelOptions& options = {}) {
-  std::vector<std::byte> bytes = onnx::read_file(path);
-  try {
-    Graph g = detail::read_graph(bytes, options.limits);
-    bytes = std::vector<std::byte>();  // as large as the weights, which are about to be packed
-    return Model(std::move(g), options);
-  } catch (const Error& e) {
-    throw e.in_file(path);
-  }
-}
+OFFRAMP_SEPARABLE Model load_onnx(const std::string& path, const ModelOptions& options = {});
 
 /// How exits are written.
 enum class ExitForm {
@@ -55,136 +26,36 @@ enum class ExitForm {
   nested_if,  ///< one output, later stages in the branches of `If`: any runtime skips them, one sample at a time
 };
 
-namespace detail {
-
-/// Splits the nodes of a graph by the first exit that needs them and nests the rest in `If` nodes.
-inline Graph nest_exits(const Graph& source, const std::vector<ValueId>& exits, const std::vector<Index>& numbers,
-                        const WrittenPolicy& policy, Index classes) {
-  std::vector<std::size_t> first(source.nodes.size(), exits.size());
-  for (std::size_t k = exits.size(); k-- > 0;) {
-    const std::vector<bool> needed = source.ancestors_of(exits[k]);
-    for (std::size_t i = 0; i < first.size(); ++i) first[i] = needed[i] ? k : first[i];
-  }
-  // The innermost level first; each level reads the values of the ones around it by name.
-  std::shared_ptr<Graph> inner;
-  for (std::size_t k = exits.size(); k-- > 0;) {
-    Graph level;
-    level.opset = source.opset;
-    level.name = k == 0 ? source.name : "stage_" + std::to_string(k);
-    std::map<ValueId, ValueId> names;
-    std::set<ValueId> local;
-    for (std::size_t i = 0; i < source.nodes.size(); ++i) {
-      if (first[i] == k) local.insert(source.nodes[i].outputs.begin(), source.nodes[i].outputs.end());
-    }
-    const auto translate = [&](ValueId v) {
-      if (v == no_value) return v;
-      const auto [at, fresh] = names.try_emplace(v, no_value);
-      if (fresh) {
-        level.values.push_back(source[v]);
-        at->second = static_cast<ValueId>(level.values.size() - 1);
-        if (k > 0 && !source.is_constant(v) && !local.contains(v)) level.captures.emplace_back(v, at->second);
-      }
-      return at->second;
-    };
-    for (std::size_t i = 0; i < source.nodes.size(); ++i) {
-      if (first[i] != k) continue;
-      Node copy = source.nodes[i];
-      for (ValueId& v : copy.inputs) v = translate(v);
-      for (ValueId& v : copy.outputs) v = translate(v);
-      level.nodes.push_back(std::move(copy));
-    }
-    if (k == 0) {
-      for (const ValueId v : source.inputs) level.inputs.push_back(translate(v));
-    }
-    const ValueId answer = translate(exits[k]);
-    if (!inner) {
-      level.outputs = {answer};
-      if (policy.last_ensemble) {
-        std::vector<ValueId> all;
-        for (const ValueId e : exits) all.push_back(translate(e));
-        NodeWriter writer(level, "offramp.last_ensemble");
-        level.outputs = {write_geometric_mean(writer, all)};
-        level[level.outputs[0]].type = DType::f32;
-      }
-    } else {
-      const std::string base = "offramp.exit_" + std::to_string(k);
-      std::vector<ValueId> scores;
-      for (std::size_t e = 0; e < k && policy.looks_back(); ++e) scores.push_back(translate(exits[e]));
-      scores.push_back(answer);
-      NodeWriter writer(level, base);
-      const ValueId leave = write_condition(writer, policy, numbers[k], scores, classes);
-      auto then_branch = std::make_shared<Graph>();
-      then_branch->opset = source.opset;
-      then_branch->name = base + ".answer";
-      const ValueId captured = then_branch->add_value(level[answer].name);
-      then_branch->captures.emplace_back(answer, captured);
-      Node hand_on;
-      hand_on.op = "Identity";
-      hand_on.inputs = {captured};
-      hand_on.outputs = {then_branch->add_value(base + ".logits")};
-      (*then_branch)[hand_on.outputs[0]].type = DType::f32;
-      then_branch->outputs = hand_on.outputs;
-      then_branch->nodes.push_back(std::move(hand_on));
-      for (auto& [outer, own] : inner->captures) outer = translate(outer);
-      Node node;
-      node.op = "If";
-      node.name = base;
-      node.inputs = {leave};
-      node.outputs = {level.add_value(
-          k == 0 ? source[exits.back()].name + (names.contains(exits.back()) ? ".answer" : "") : base + ".rest")};
-      level[node.outputs[0]].type = DType::f32;
-      node.set("then_branch", then_branch);
-      node.set("else_branch", inner);
-      level.nodes.push_back(std::move(node));
-      level.outputs = level.nodes.back().outputs;
-    }
-    inner = std::make_shared<Graph>(std::move(level));
-  }
-  return std::move(*inner);
-}
-
-}  // namespace detail
-
 /// The bytes of an ONNX file that any runtime opens and that gives the model's outputs. `metadata` is added to what the
 /// model carries. Nested exits need a policy that can be written as operators (WrittenPolicy), and take one sample at a
 /// time; exits that it never takes are left out.
-inline std::string save_onnx(const Model& model, ExitForm form = ExitForm::outputs,
-                             const std::map<std::string, std::string>& metadata = {}) {
-  Graph g = model.graph();
-  for (const auto& [key, value] : metadata) g.metadata[key] = value;
-  for (std::size_t i = 0; i < g.outputs.size(); ++i) {
-    if (g[g.outputs[i]].type == DType::none) g[g.outputs[i]].type = DType::f32;
-  }
-  if (form == ExitForm::outputs) return onnx::write(g);
-  OFFRAMP_REQUIRE(model.exit_count() > 1, "a network without early exits has none to nest");
-  OFFRAMP_REQUIRE(g.opset >= 12 && g.opset < 18,
-                  "nested exits need opset 12 to 17, the network has " + std::to_string(g.opset));
-  const auto policy = g.metadata.find("offramp.policy");
-  OFFRAMP_REQUIRE(policy != g.metadata.end(), "nested exits need a policy: calibrate the network first");
-  WrittenPolicy written = WrittenPolicy::parse(policy->second);
-  std::vector<ValueId> exits;
-  std::vector<Index> numbers;
-  for (std::size_t k = 0; k < model.exits().size(); ++k) {
-    const bool last = k + 1 == model.exits().size();
-    const auto exit = static_cast<Index>(k);
-    if (!last && !written.needs(exit, model.class_count())) continue;
-    for (const ValueId v : g.outputs) {
-      if (g[v].name == model.exits()[k].name) exits.push_back(v);
-    }
-    numbers.push_back(exit);
-  }
-  OFFRAMP_REQUIRE(exits.size() > 1, "the policy never takes an early exit");
-  Graph nested = detail::nest_exits(g, exits, numbers, written, model.class_count());
-  nested.metadata = g.metadata;
-  // What is left of the policy, for whoever reads the exits back.
-  nested.metadata["offramp.policy"] = written.text_of(numbers, model.class_count());
-  nested.metadata.erase("offramp.exits");
-  return onnx::write(nested);
-}
+OFFRAMP_SEPARABLE std::string save_onnx(const Model& model, ExitForm form = ExitForm::outputs,
+                                        const std::map<std::string, std::string>& metadata = {});
 
-inline void save_onnx(const Model& model, const std::string& path, ExitForm form = ExitForm::outputs,
-                      const std::map<std::string, std::string>& metadata = {}) {
-  onnx::write_file(path, save_onnx(model, form, metadata));
-}
+/// The same, to a file.
+OFFRAMP_SEPARABLE void save_onnx(const Model& model, const std::string& path, ExitForm form = ExitForm::outputs,
+                                 const std::map<std::string, std::string>& metadata = {});
+
+namespace onnx {
+
+/// The graph of an ONNX file given as bytes, as the file states it. Raises an Error on anything that is not a
+/// well-formed model.
+OFFRAMP_SEPARABLE Graph read(std::span<const std::byte> file, const Limits& limits = {});
+
+/// The bytes of an ONNX file for a graph.
+OFFRAMP_SEPARABLE std::string write(const Graph& g);
+
+/// The bytes of a file; raises an Error where it cannot be read.
+OFFRAMP_SEPARABLE std::vector<std::byte> read_file(const std::string& path, Index limit = Index{1} << 33);
+
+/// Raises an Error where the file cannot be written.
+OFFRAMP_SEPARABLE void write_file(const std::string& path, const std::string& bytes);
+
+}  // namespace onnx
 
 }  // namespace offramp
+
+#if OFFRAMP_HAS_DEFINITIONS
+#include "offramp/onnx/load.hpp"
+#include "offramp/onnx/save.hpp"
+#endif

@@ -18,6 +18,7 @@
 
 #include "offramp/graph/graph.hpp"
 #include "offramp/layer/element.hpp"
+#include "offramp/onnx/onnx.hpp"
 
 namespace offramp::onnx {
 
@@ -521,8 +522,7 @@ inline Graph read_model(pbf_reader r, const Limits& limits) {
 
 }  // namespace detail
 
-/// The graph of an ONNX file given as bytes. Raises an Error on anything that is not a well-formed model.
-inline Graph read(std::span<const std::byte> file, const Limits& limits = {}) {
+OFFRAMP_SEPARABLE Graph read(std::span<const std::byte> file, const Limits& limits) {
   const protozero::data_view view(reinterpret_cast<const char*>(file.data()), file.size());
   try {
     return detail::read_model(protozero::pbf_reader(view), limits);
@@ -533,8 +533,7 @@ inline Graph read(std::span<const std::byte> file, const Limits& limits = {}) {
   }
 }
 
-/// The bytes of a file; raises an Error where it cannot be read.
-inline std::vector<std::byte> read_file(const std::string& path, Index limit = Index{1} << 33) {
+OFFRAMP_SEPARABLE std::vector<std::byte> read_file(const std::string& path, Index limit) {
   std::ifstream f(path, std::ios::binary | std::ios::ate);
   if (!f) raise(Error("the file cannot be opened", "", "", path));
   const auto size = static_cast<Index>(f.tellg());

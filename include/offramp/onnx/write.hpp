@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "offramp/graph/graph.hpp"
+#include "offramp/onnx/onnx.hpp"
 
 namespace offramp::onnx {
 
@@ -125,8 +126,7 @@ inline void collect_domains(const Graph& g, std::set<std::string>& domains) {
 
 }  // namespace detail
 
-/// The bytes of an ONNX file for `g`.
-inline std::string write(const Graph& g) {
+OFFRAMP_SEPARABLE std::string write(const Graph& g) {
   std::string bytes;
   protozero::pbf_writer w(bytes);
   w.add_int64(1, g.opset >= 21 ? 10 : 8);
@@ -155,7 +155,7 @@ inline std::string write(const Graph& g) {
   return bytes;
 }
 
-inline void write_file(const std::string& path, const std::string& bytes) {
+OFFRAMP_SEPARABLE void write_file(const std::string& path, const std::string& bytes) {
   std::ofstream f(path, std::ios::binary);
   f.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
   f.close();

@@ -6,7 +6,7 @@
 #include <cstring>
 #include <tuple>
 
-#include "offramp/kernel/dispatch.hpp"
+#include "offramp/kernel/targets.hpp"
 #include "offramp/stream/layers.hpp"
 
 #define OFFRAMP_TEXT "offramp/stream/step_text.inc"

@@ -1,0 +1,117 @@
+/// @file model_data.hpp
+/// What a prepared network consists of.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "offramp/graph/model.hpp"
+#include "offramp/graph/samples.hpp"
+
+namespace offramp {
+
+struct Model::Data {
+  // A size that grows with the batch: fixed + each * n.
+  struct Affine {
+    Index fixed = 0, each = 0;
+    Index at(Index n) const noexcept { return fixed + each * n; }
+    bool operator==(const Affine&) const = default;
+  };
+  struct ValueInfo {
+    DType type = DType::none;
+    int rank = 0;
+    std::array<Affine, Shape::max_rank> sizes{};
+    int storage = -1;  // values that share memory share a storage
+    Index hidden = 1;  // `BatchAxis::hidden`
+    const void* constant = nullptr;
+    Shape at(Index n) const noexcept {
+      Shape s;
+      for (int i = 0; i < rank; ++i) s.push_back(sizes[static_cast<std::size_t>(i)].at(n));
+      return s;
+    }
+    Index bytes(Index n) const noexcept { return at(n).count() * static_cast<Index>(size_of(type)); }
+  };
+  struct Step {
+    std::unique_ptr<Operation> op;
+    std::vector<ValueId> in, out;
+    Index exit = 0;
+    bool is_head = false, is_view = false, for_last = true;
+    bool apart = false;          // computes each sample from that sample alone
+    Index weight_bytes = 0;      // of the constants that it reads
+    std::size_t first_view = 0;  // of its operands in a state
+  };
+  struct Segment {
+    std::size_t begin = 0, end = 0;
+  };
+  // Steps of one segment that a large batch goes through in chunks, so that what they compute stays in cache.
+  struct Block {
+    std::size_t begin = 0, end = 0;
+    Index cache = far_bytes;
+    Index sample_bytes = 0;  // the most that one of the steps reads and writes for a sample
+    bool whole = false;      // where samples are mixed, or a value that leaves is not one row for each of them
+
+    Index chunk(Index n) const noexcept {
+      return whole ? n : std::clamp<Index>(cache / std::max<Index>(1, sample_bytes), 1, n);
+    }
+  };
+  // Of values, for a chunk: a quarter of a usual L3; where weights are so few that reading them again for every chunk
+  // costs less, what each thread keeps in its L2.
+  static constexpr Index far_bytes = 8 << 20, near_bytes = 512 << 10, few_weights = near_bytes / 24;
+  struct Storage {
+    std::vector<ValueId> values;
+    std::size_t first = 0, last = 0;  // steps between which it must be kept
+    int block = -1;                   // the block that alone uses it: it holds a chunk; -1: the batch
+  };
+
+  Data() = default;
+  Data(const Data& loaded, bool one_by_one)
+      : source(loaded.source),
+        options(loaded.options),
+        single(one_by_one),
+        parameters(loaded.parameters),
+        inputs(loaded.inputs),
+        outputs(loaded.outputs) {}
+
+  Graph source;
+  ModelOptions options;
+  bool single = false;
+  Index parameters = 0;
+  std::vector<PortInfo> inputs, outputs;
+  Graph prepared;  // owns the constants
+  std::string why_not, why_no_exits;
+  Index classes = 0, sample_size = 0;
+  Cost total, full;
+  std::vector<ExitInfo> exits;
+  std::vector<LayerInfo> layers;
+  std::vector<Step> steps;
+  std::vector<Segment> stages, heads;
+  std::vector<Block> blocks;  // of all steps, in order
+  std::vector<ValueInfo> values;
+  std::vector<Storage> storages;
+  std::vector<ValueId> exit_values, output_values;
+  std::vector<std::vector<int>> crossing;  // storages that live on behind exit k
+  std::size_t view_count = 0;
+
+  static std::shared_ptr<const Data> build(Graph graph, const ModelOptions& options);
+  static void plan(Data& d);
+  static void arrange(Data& d);
+  static void assign_storage(Data& d);
+  static void cut_blocks(Data& d);
+  static void drop_unread(Data& d);
+  static BatchAxis batch_axis(const Data& d, ValueId v) noexcept;
+  static bool is_rows(const Data& d, ValueId v) noexcept;
+  static Memory plan_memory(const Data& d, Index n);
+  static State state_of(const Data& d, Index capacity);
+  static void bind(const Data& d, State& s, std::size_t block, Index first, Index count) noexcept;
+  static bool run_layer(std::size_t, const LayerRun& run) noexcept { return run(); }
+  template <bool is_full = false, class Watch>
+  static bool run_segment(const Data& d, State& s, Segment segment, Watch&& watch) noexcept;
+};
+
+}  // namespace offramp

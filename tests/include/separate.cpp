@@ -1,0 +1,1 @@
+#include "offramp/separate.hpp"
