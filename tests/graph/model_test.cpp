@@ -128,6 +128,32 @@ TEST(Model, LargeBatchesGoThroughInChunks) {
   }
 }
 
+// Large transposed weights are read where they are when few samples are expected, and packed when many are.
+TEST(Model, LargeDenseLayersNeedOneCopyOfTheirWeights) {
+  test::Builder b;
+  b.g.opset = 13;
+  const Index k = 1100, n = 1003;
+  auto x = b.node("Gemm", {b.input("input", {dynamic, k}), b.constant({n, k}, 1), b.constant({n}, 2)},
+                  {{"transB", Index{1}}});
+  b.output(b.node("Gemm", {b.node("Relu", {x}), b.constant({7, n}, 3)}, {{"transB", Index{1}}}), "logits");
+  const Tensor in = test::random_tensor({17, k}, 4);
+  ModelOptions o;
+  o.batch = 64;
+  const Model packed(b.g, o);
+  EXPECT_EQ(packed.layers()[0].algorithm, "gemm");
+  const Tensor expected = packed.run(std::vector<Tensor>{in})[0];
+  o.batch = 1;
+  for (const Index threads : {1, 2}) {
+    if (threads > 1) o.pool = std::make_shared<ThreadPool>(threads);
+    const Model rows(b.g, o);
+    EXPECT_EQ(rows.layers()[0].algorithm, "gemm of rows");
+    const Tensor found = rows.run(std::vector<Tensor>{in})[0];
+    for (std::size_t i = 0; i < expected.values<float>().size(); ++i)
+      EXPECT_NEAR(found.values<float>()[i], expected.values<float>()[i], 1e-2) << i;
+    test::expect_equal_alone(rows, in);
+  }
+}
+
 // Where weights are few, chunks are so small that their values stay in the L2 of the threads.
 TEST(Model, FewWeightsMakeSmallChunks) {
   test::Builder b;

@@ -80,6 +80,38 @@ TEST_P(EveryIsa, ThinGemmEqualsEigen) {
   }
 }
 
+// Columns that are not packed, with tails of rows, columns and depth; a row is the same whatever stands beside it.
+TEST_P(EveryIsa, DotGemmEqualsEigen) {
+  using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+  for (const Index n : {1, 7, 24}) {
+    for (const Index depth : {1, 16, 37, 4096, 9001}) {
+      const auto a = test::random_floats(9 * depth, 1), b = test::random_floats(n * depth, 2),
+                 bias = test::random_floats(n, 3), residual = test::random_floats(9 * n, 4);
+      const Matrix expected =
+          ((Eigen::Map<const Matrix>(a.data(), 9, depth) * Eigen::Map<const Matrix>(b.data(), n, depth).transpose())
+               .rowwise() +
+           Eigen::Map<const Eigen::RowVectorXf>(bias.data(), n)) +
+          Eigen::Map<const Matrix>(residual.data(), 9, n);
+      std::vector<float> first;
+      for (const Index m : {9, 1, 2, 3, 4, 6}) {
+        std::vector<float> c(static_cast<std::size_t>(m * n + 1), 42.0f);
+        DotGemm g;
+        g.m = m, g.n = n, g.k = depth, g.a = a.data(), g.b = b.data(), g.bias = bias.data();
+        g.residual = residual.data(), g.ldr = n, g.c = c.data(), g.ldc = n, g.activation = Unary::relu;
+        k.dot_gemm(g);
+        const double error =
+            (expected.topRows(m).cwiseMax(0.0f) - Eigen::Map<const Matrix>(c.data(), m, n)).cwiseAbs().maxCoeff() /
+            std::max(1e-3f, expected.cwiseAbs().maxCoeff());
+        ASSERT_LT(error, 1e-5) << m << "x" << n << "x" << depth;
+        EXPECT_EQ(c.back(), 42.0f);
+        if (first.empty()) first = c;
+        for (Index i = 0; i < m * n; ++i)
+          ASSERT_EQ(c[static_cast<std::size_t>(i)], first[static_cast<std::size_t>(i)]) << m << " " << i;
+      }
+    }
+  }
+}
+
 // What pooled heads read, with tails of every length.
 TEST_P(EveryIsa, PoolCellsEqualPlainLoops) {
   for (const Index n : {1, 7, 16, 18, 33, 64}) {

@@ -6,6 +6,9 @@
 #include <sys/mman.h>
 #endif
 
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
 #include <cstring>
 #include <memory>
 #include <new>
@@ -31,6 +34,21 @@ inline std::shared_ptr<std::byte> allocate_aligned(std::size_t bytes) {
   if (bytes >= large_page) ::madvise(p, bytes, MADV_HUGEPAGE);  // a wish: without it all works as well
 #endif
   return {p, [at](std::byte* q) { ::operator delete(q, at); }};
+}
+
+/// Moves bytes, and gives the pages that they leave back to the system where it takes them: of a large file in memory,
+/// what was read need not stay beside what became of it. The bytes at `from` are undefined afterwards.
+inline void move_bytes(void* to, std::byte* from, std::size_t bytes) noexcept {
+  constexpr std::size_t part = std::size_t{1} << 22, page = std::size_t{1} << 12;
+  for (std::size_t at = 0; at < bytes; at += part) {
+    const std::size_t n = std::min(part, bytes - at);
+    std::memcpy(static_cast<std::byte*>(to) + at, from + at, n);
+#ifdef __linux__
+    const auto begin = (reinterpret_cast<std::uintptr_t>(from + at) + page - 1) / page * page,
+               end = reinterpret_cast<std::uintptr_t>(from + at + n) / page * page;
+    if (begin < end) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+#endif
+  }
 }
 
 /// Type, shape and address of elements in row-major order. `data` is null where only type and shape are known.

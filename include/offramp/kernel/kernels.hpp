@@ -71,6 +71,22 @@ struct Gemm {
   bool columns_outside = false;  ///< keep a panel of B in cache and walk the rows inside
 };
 
+/// C = act(A B' + bias + residual) with the columns of B' where they lie, each a row of K floats: for weights that are
+/// larger than a cache and meet few rows, packing would only double them. A row of C does not depend on how many there
+/// are.
+struct DotGemm {
+  Index m = 0, n = 0, k = 0;
+  const float* a = nullptr;         ///< row i at a + i * k
+  const float* b = nullptr;         ///< column j at b + j * k
+  const float* bias = nullptr;      ///< null, or [n]
+  const float* residual = nullptr;  ///< null, or m rows, `ldr` apart
+  Index ldr = 0;
+  float* c = nullptr;
+  Index ldc = 0;
+  Unary activation = Unary::identity;
+  float alpha = 0, beta = 0;
+};
+
 /// C = A B with A and C in blocks of 16 columns, each [m][16]: the products of a Winograd convolution. At least
 /// `least_rows` rows of A are read and of C written, whatever m is.
 struct BlockedGemm {
@@ -133,6 +149,7 @@ struct Pool2d {
 struct Kernels {
   Index lanes;  ///< floats in a vector
   void (*gemm)(const Gemm&) noexcept;
+  void (*dot_gemm)(const DotGemm&) noexcept;
   void (*blocked_gemm)(const BlockedGemm&) noexcept;
   void (*depthwise)(const Depthwise&) noexcept;
   /// Input [batch][in_h][in_w][channels] to transformed tiles.

@@ -113,6 +113,18 @@ void split_product(const G& g, ExecutorRef executor, Index least, Index tile, In
 inline void gemm(const Gemm& g, const Kernels& kernels, ExecutorRef executor) noexcept {
   split_product(g, executor, least_parallel_macs, 24, 32, 4, [&](const Gemm& part) { kernels.gemm(part); });
 }
+/// The same with columns where they lie; each thread reads its own.
+inline void dot_gemm(const DotGemm& g, const Kernels& kernels, ExecutorRef executor) noexcept {
+  if (executor.threads() == 1 || g.m * g.n * g.k < least_parallel_macs) return kernels.dot_gemm(g);
+  each_range(executor, g.n, 6, [&](Range r) {
+    DotGemm part = g;
+    part.n = r.last - r.first;
+    part.b += r.first * g.k, part.c += r.first;
+    if (g.bias) part.bias += r.first;
+    if (g.residual) part.residual += r.first;
+    kernels.dot_gemm(part);
+  });
+}
 /// The same in bfloat16.
 inline void bf16_gemm(const Bf16Gemm& g, const Kernels& kernels, ExecutorRef executor) noexcept {
   split_product(g, executor, 4 * least_parallel_macs, 16, 64, 3,

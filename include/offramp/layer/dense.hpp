@@ -99,6 +99,10 @@ class DensePlan {
 /// ONNX Gemm: alpha A' B' + beta C.
 class GemmOperation final : public Operation {
  public:
+  /// Transposed weights of at least so many floats, more than an L2 keeps, are not packed for up to so many samples:
+  /// reading them is what counts, and one copy is enough.
+  static constexpr Index many_weights = 1 << 20, few_samples = 16;
+
   GemmOperation(const Node& node, Index)
       : alpha_(node.real("alpha", 1)),
         beta_(node.real("beta", 1)),
@@ -133,8 +137,14 @@ class GemmOperation final : public Operation {
     if (!b.data) return;
     std::vector<float> bias;
     for (Index i = 0; row && i < n; ++i) bias.push_back(beta_ * c->f32()[i]);
+    const bool bf16 = options.bf16 && options.kernels.bf16;
+    in_place_ = trans_b_ && alpha_ == 1 && !bf16 && n * k >= many_weights && options.batch <= few_samples;
+    if (in_place_) {
+      if (row) bias_ = Tensor::of<float>({n}, bias);
+      return;
+    }
     plan_ = DensePlan(k, n, b.f32(), trans_b_ ? 1 : n, trans_b_ ? k : 1, alpha_, row ? bias.data() : nullptr,
-                      late_bias_ ? FusedTail() : tail_, options.bf16 && options.kernels.bf16);
+                      late_bias_ ? FusedTail() : tail_, bf16);
   }
   Cost cost(std::span<const TensorView> in, std::span<const TensorView> out) const noexcept override {
     const Index k = in[0].shape[trans_a_ ? 0 : 1];
@@ -145,13 +155,15 @@ class GemmOperation final : public Operation {
   }
   std::size_t scratch_bytes(std::span<const TensorView> in, std::span<const TensorView> out) const noexcept override {
     std::size_t bytes = (trans_a_ ? in[0].bytes() + alignment : 0) + plan_.scratch_bytes(out[0].shape[0]);
-    if (plan_.empty())
+    if (plan_.empty() && !in_place_)
       bytes += static_cast<std::size_t>(
                    kernel::packed_size(in[1].count() / std::max<Index>(1, out[0].shape[1]), out[0].shape[1])) *
                sizeof(float);
     return bytes;
   }
-  std::string algorithm() const override { return plan_.empty() ? "gemm, packed each time" : plan_.algorithm(); }
+  std::string algorithm() const override {
+    return in_place_ ? "gemm of rows" : plan_.empty() ? "gemm, packed each time" : plan_.algorithm();
+  }
 
   bool forward(const OperationRun& run) const noexcept override {
     const TensorView &a = run.in[0], &b = run.in[1], &y = run.out[0];
@@ -165,7 +177,23 @@ class GemmOperation final : public Operation {
       scratch += (a.count() + 15) / 16 * 16;
     }
     const float* residual = r && !late_bias_ ? r->f32() : nullptr;
-    if (!plan_.empty()) {
+    if (in_place_) {
+      const FusedTail tail = late_bias_ ? FusedTail() : tail_;
+      kernel::dot_gemm({.m = m,
+                        .n = n,
+                        .k = k,
+                        .a = left,
+                        .b = b.f32(),
+                        .bias = bias_.empty() ? nullptr : bias_.view().f32(),
+                        .residual = residual,
+                        .ldr = n,
+                        .c = y.as<float>(),
+                        .ldc = n,
+                        .activation = tail.activation,
+                        .alpha = tail.alpha,
+                        .beta = tail.beta},
+                       run.kernels, run.executor);
+    } else if (!plan_.empty()) {
       plan_.forward(left, residual, y.as<float>(), m, run.kernels, run.executor, reinterpret_cast<std::byte*>(scratch));
     } else {
       kernel::pack(b.f32(), trans_b_ ? 1 : n, trans_b_ ? k : 1, k, n, alpha_, scratch);
@@ -186,8 +214,10 @@ class GemmOperation final : public Operation {
  private:
   float alpha_, beta_;
   bool trans_a_, trans_b_, late_bias_ = false;
+  bool in_place_ = false;  // the weights are read where the file's tensor has them
   FusedTail tail_;
   DensePlan plan_;
+  Tensor bias_;
 };
 
 /// ONNX MatMul, as numpy.matmul; a bias of the last axis may have been fused in as input 2, a residual as input 3.

@@ -17,8 +17,8 @@ namespace offramp {
 
 namespace detail {
 
-inline Graph read_graph(std::span<const std::byte> bytes, const Limits& limits) {
-  Graph g = onnx::read(bytes, limits);
+/// A graph of operators that the library has, every exit an output.
+inline Graph understood(Graph g, const Limits& limits) {
   expand_contrib(g);
   flatten_exits(g, limits);
   return g;
@@ -27,15 +27,13 @@ inline Graph read_graph(std::span<const std::byte> bytes, const Limits& limits) 
 }  // namespace detail
 
 OFFRAMP_SEPARABLE Model load_onnx(std::span<const std::byte> bytes, const ModelOptions& options) {
-  return Model(detail::read_graph(bytes, options.limits), options);
+  return Model(detail::understood(onnx::read(bytes, options.limits), options.limits), options);
 }
 
 OFFRAMP_SEPARABLE Model load_onnx(const std::string& path, const ModelOptions& options) {
   std::vector<std::byte> bytes = onnx::read_file(path);
   try {
-    Graph g = detail::read_graph(bytes, options.limits);
-    bytes = std::vector<std::byte>();  // as large as the weights, which are about to be packed
-    return Model(std::move(g), options);
+    return Model(detail::understood(onnx::read(std::move(bytes), options.limits), options.limits), options);
   } catch (const Error& e) {
     throw e.in_file(path);
   }

@@ -42,6 +42,9 @@ namespace onnx {
 /// well-formed model.
 OFFRAMP_SEPARABLE Graph read(std::span<const std::byte> file, const Limits& limits = {});
 
+/// The same, and the bytes' memory is given back while what they say is read: the weights do not stand in it twice.
+OFFRAMP_SEPARABLE Graph read(std::vector<std::byte>&& file, const Limits& limits = {});
+
 /// The bytes of an ONNX file for a graph.
 OFFRAMP_SEPARABLE std::string write(const Graph& g);
 

@@ -74,8 +74,14 @@ inline void read_floats(pbf_reader& r, std::vector<float>& to) {
       r, to, [](pbf_reader& x) { return take_real(x); }, [](pbf_reader& x) { return x.get_packed_float(); });
 }
 
+/// What a reader may take: memory, and the bytes themselves.
+struct Reading {
+  const Limits& limits;
+  bool takes = false;  ///< memory of the file may be given back once it is read
+};
+
 /// TensorProto; its name goes to `name`.
-inline Tensor read_tensor(pbf_reader r, std::string& name, const Limits& limits) {
+inline Tensor read_tensor(pbf_reader r, std::string& name, const Reading& reading) {
   std::vector<Index> dims, integers;
   std::vector<float> floats;
   std::vector<double> doubles;
@@ -145,9 +151,13 @@ inline Tensor read_tensor(pbf_reader r, std::string& name, const Limits& limits)
                   what + " of shape " + shape.text() + " and type " + std::string(name_of(dtype)) + ": expected " +
                       std::to_string(has_raw ? bytes : count) + (has_raw ? " bytes" : " elements") + ", found " +
                       std::to_string(found));
-  Tensor t(dtype, shape, limits.tensor_bytes);
+  Tensor t(dtype, shape, reading.limits.tensor_bytes);
   if (has_raw) {
-    if (bytes > 0) std::memcpy(t.mutable_data(), raw.data(), raw.size());
+    if (bytes > 0 && reading.takes) {  // then the bytes are the caller's to give away
+      move_bytes(t.mutable_data(), reinterpret_cast<std::byte*>(const_cast<char*>(raw.data())), raw.size());
+    } else if (bytes > 0) {
+      std::memcpy(t.mutable_data(), raw.data(), raw.size());
+    }
     return t;
   }
   const TensorView v = t.view();
@@ -239,9 +249,9 @@ struct Scope {
   }
 };
 
-inline Graph read_graph(pbf_reader r, Index opset, Scope* outer, const Limits& limits, int depth);
+inline Graph read_graph(pbf_reader r, Index opset, Scope* outer, const Reading& reading, int depth);
 
-inline Attribute read_attribute(pbf_reader r, Index opset, Scope& scope, const Limits& limits, int depth) {
+inline Attribute read_attribute(pbf_reader r, Index opset, Scope& scope, const Reading& reading, int depth) {
   Attribute a;
   Index type = 0;
   Index integer = 0;
@@ -272,7 +282,7 @@ inline Attribute read_attribute(pbf_reader r, Index opset, Scope& scope, const L
         break;
       case 5: {
         std::string ignored;
-        tensor = read_tensor(take_message(r), ignored, limits);
+        tensor = read_tensor(take_message(r), ignored, reading);
         has_tensor = true;
         break;
       }
@@ -295,7 +305,8 @@ inline Attribute read_attribute(pbf_reader r, Index opset, Scope& scope, const L
         r.skip();
     }
   }
-  if (has_graph) graph = std::make_shared<Graph>(read_graph(pbf_reader(graph_bytes), opset, &scope, limits, depth + 1));
+  if (has_graph)
+    graph = std::make_shared<Graph>(read_graph(pbf_reader(graph_bytes), opset, &scope, reading, depth + 1));
   if (type == 0) {  // IR version 1 leaves the type out
     type = seen[2]      ? 1
            : seen[3]    ? 2
@@ -385,8 +396,8 @@ inline RawNode read_node(pbf_reader r) {
   return n;
 }
 
-inline Graph read_graph(pbf_reader r, Index opset, Scope* outer, const Limits& limits, int depth) {
-  OFFRAMP_REQUIRE(depth <= limits.subgraph_depth, "subgraphs are nested too deeply");
+inline Graph read_graph(pbf_reader r, Index opset, Scope* outer, const Reading& reading, int depth) {
+  OFFRAMP_REQUIRE(depth <= reading.limits.subgraph_depth, "subgraphs are nested too deeply");
   Graph g;
   g.opset = opset;
   Scope scope{g, outer};
@@ -402,7 +413,7 @@ inline Graph read_graph(pbf_reader r, Index opset, Scope* outer, const Limits& l
         break;
       case 5: {
         std::string name;
-        Tensor t = read_tensor(take_message(r), name, limits);
+        Tensor t = read_tensor(take_message(r), name, reading);
         g[scope.define(name)].constant = std::move(t);
         break;
       }
@@ -439,12 +450,12 @@ inline Graph read_graph(pbf_reader r, Index opset, Scope* outer, const Limits& l
     for (const auto bytes : n.attributes) {
 #if OFFRAMP_EXCEPTIONS
       try {
-        n.node.attributes.push_back(read_attribute(pbf_reader(bytes), opset, scope, limits, depth));
+        n.node.attributes.push_back(read_attribute(pbf_reader(bytes), opset, scope, reading, depth));
       } catch (const Error& e) {
         throw e.at_node(n.node.name, n.node.op);
       }
 #else
-      n.node.attributes.push_back(read_attribute(pbf_reader(bytes), opset, scope, limits, depth));
+      n.node.attributes.push_back(read_attribute(pbf_reader(bytes), opset, scope, reading, depth));
 #endif
     }
     const bool standard = n.node.domain.empty() || n.node.domain == "ai.onnx";
@@ -467,7 +478,7 @@ inline Graph read_graph(pbf_reader r, Index opset, Scope* outer, const Limits& l
   return g;
 }
 
-inline Graph read_model(pbf_reader r, const Limits& limits) {
+inline Graph read_model(pbf_reader r, const Reading& reading) {
   protozero::data_view graph_bytes;
   bool has_graph = false;
   Index opset = 0;
@@ -515,22 +526,31 @@ inline Graph read_model(pbf_reader r, const Limits& limits) {
   OFFRAMP_REQUIRE(
       opset > 0 && opset <= newest_opset,
       "opset " + std::to_string(opset) + " is not known; the newest that is known is " + std::to_string(newest_opset));
-  Graph g = read_graph(pbf_reader(graph_bytes), opset, nullptr, limits, 0);
+  Graph g = read_graph(pbf_reader(graph_bytes), opset, nullptr, reading, 0);
   g.metadata = std::move(metadata);
   return g;
 }
 
-}  // namespace detail
-
-OFFRAMP_SEPARABLE Graph read(std::span<const std::byte> file, const Limits& limits) {
+inline Graph read(std::span<const std::byte> file, const Reading& reading) {
   const protozero::data_view view(reinterpret_cast<const char*>(file.data()), file.size());
   try {
-    return detail::read_model(protozero::pbf_reader(view), limits);
+    return read_model(protozero::pbf_reader(view), reading);
   } catch (const protozero::exception& e) {
     throw Error(std::string("the file is damaged: ") + e.what());
   } catch (const std::bad_alloc&) {
     throw Error("out of memory");
   }
+}
+
+}  // namespace detail
+
+OFFRAMP_SEPARABLE Graph read(std::span<const std::byte> file, const Limits& limits) {
+  return detail::read(file, {limits});
+}
+
+OFFRAMP_SEPARABLE Graph read(std::vector<std::byte>&& file, const Limits& limits) {
+  std::vector<std::byte> taken = std::move(file);
+  return detail::read(taken, {limits, true});
 }
 
 OFFRAMP_SEPARABLE std::vector<std::byte> read_file(const std::string& path, Index limit) {
