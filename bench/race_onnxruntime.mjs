@@ -3,6 +3,7 @@
 //   node .../bench/race_onnxruntime.mjs TOOL MODEL.onnx ... [--batch B] [--threads T] [--pairs 5] [--seconds 1]
 // Each pair is one process of ours, then one of theirs, pinned to the same cores where `taskset` is there. A model that
 // was exported with an open batch takes any; one that fixes the batch is timed at that. A ratio above 1: we are faster.
+// MB: the most memory that the process has had, less what it had before it loaded the network.
 import { execFileSync } from 'node:child_process';
 import { createRequire } from 'node:module';
 import path from 'node:path';
@@ -18,6 +19,7 @@ const median = (v) => [...v].sort((a, b) => a - b)[v.length >> 1];
 
 async function time(model) {
   const ort = createRequire(path.join(process.cwd(), 'x.js'))('onnxruntime-node');
+  const idle = process.resourceUsage().maxRSS;
   const session = await ort.InferenceSession.create(model, {
     intraOpNumThreads: options.threads, interOpNumThreads: 1, executionMode: 'sequential', graphOptimizationLevel: 'all',
   });
@@ -39,7 +41,8 @@ async function time(model) {
     return times;
   };
   await until(options.seconds / 4, []);
-  console.log(median(await until(options.seconds, [])));
+  const ms = median(await until(options.seconds, []));
+  console.log(JSON.stringify({ ms, mb: (process.resourceUsage().maxRSS - idle) / 1024 }));
 }
 
 if (names[0] === 'time') {
@@ -56,17 +59,21 @@ if (names[0] === 'time') {
   };
   let product = 1;
   console.log(`batch ${options.batch}, ${options.threads} thread(s), medians of ${options.pairs} pairs`);
-  console.log('model'.padEnd(34), 'ours ms'.padStart(10), 'ORT ms'.padStart(10), 'ratio'.padStart(7), '  lowest - highest of the pairs');
+  console.log('model'.padEnd(34), 'ours ms'.padStart(10), 'ORT ms'.padStart(10), 'ratio'.padStart(7), '  lowest - highest of the pairs', 'ours MB'.padStart(8), 'ORT MB'.padStart(8));
   for (const model of models) {
-    const ours = [], theirs = [], ratios = [];
+    const ours = [], theirs = [], ratios = [], memory = [];
     for (let i = 0; i < options.pairs; ++i) {
-      ours.push(JSON.parse(pinned(tool, ['bench', model, '--json', ...flags])).latency_ms.median);
-      theirs.push(Number(pinned(process.execPath, [fileURLToPath(import.meta.url), 'time', model, ...flags])));
+      const own = JSON.parse(pinned(tool, ['bench', model, '--json', ...flags]));
+      const other = JSON.parse(pinned(process.execPath, [fileURLToPath(import.meta.url), 'time', model, ...flags]));
+      ours.push(own.latency_ms.median);
+      theirs.push(other.ms);
+      memory.push([(own.peak_memory_bytes - own.memory_at_start_bytes) / 2 ** 20, other.mb]);
       ratios.push(theirs[i] / ours[i]);
     }
     product *= median(ratios);
     console.log(path.basename(model, '.onnx').padEnd(34), median(ours).toFixed(3).padStart(10), median(theirs).toFixed(3).padStart(10),
-      median(ratios).toFixed(2).padStart(7), `  ${Math.min(...ratios).toFixed(2)} - ${Math.max(...ratios).toFixed(2)}`);
+      median(ratios).toFixed(2).padStart(7), `  ${Math.min(...ratios).toFixed(2)} - ${Math.max(...ratios).toFixed(2)}`.padEnd(32),
+      ...[0, 1].map((k) => median(memory.map((m) => m[k])).toFixed(0).padStart(8)));
   }
   console.log('geometric mean'.padEnd(34), (product ** (1 / models.length)).toFixed(2).padStart(29));
 }

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "evaluation.hpp"
+#include "memory.hpp"
 #include "offramp/offramp.hpp"
 #include "output.hpp"
 
@@ -122,6 +123,8 @@ inline json to_json(const BenchResult& r, const offramp::Model& m) {
       {"threads", r.threads},
       {"runs", r.runs},
       {"memory_bytes", r.memory_bytes},
+      {"peak_memory_bytes", peak_memory()},
+      {"memory_at_start_bytes", memory_at_start},
       {"energy", r.joules ? json{{"joules", *r.joules}} : json{{"joules", nullptr}, {"reason", EnergyCounter::none}}},
       {"isa", offramp::name_of(m.isa())},
       {"cost", cost_json(r.cost)}};

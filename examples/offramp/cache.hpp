@@ -2,25 +2,17 @@
 /// Puts exits on a network and says what came of it.
 #pragma once
 
-#include <sys/resource.h>
-
 #include <cstdio>
 #include <memory>
 #include <string>
 
 #include "evaluation.hpp"
+#include "memory.hpp"
 #include "offramp/cache/cache_layers.hpp"
 #include "offramp/offramp.hpp"
 #include "output.hpp"
 
 namespace tool {
-
-/// The most memory that this process has had, in bytes.
-inline Index peak_memory() {
-  rusage u{};
-  getrusage(RUSAGE_SELF, &u);
-  return static_cast<Index>(u.ru_maxrss) * 1024;
-}
 
 /// `flops` or `latency`, as the options check.
 inline offramp::Objective objective_called(const std::string& name) {
