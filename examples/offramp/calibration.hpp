@@ -79,6 +79,7 @@ inline int calibrate(const offramp::Model& m, const CalibrateCommand& o, bool as
     options.target.epsilon = *o.drop / 100;
   }
   for (const std::string& k : o.kinds) options.kinds.push_back(policy_kind(k));
+  if (drops_exits) options.can_skip = [&m](Index from, Index to) { return m.can_skip(from, to); };
   offramp::ExitCalibration r;
   if (o.confidence) {
     options.delta = 1 - *o.confidence;
@@ -89,7 +90,13 @@ inline int calibrate(const offramp::Model& m, const CalibrateCommand& o, bool as
   }
   const std::string policy = r.has_exits ? policy_text_of(r.selection, r.thresholds, m.class_count()) : "never";
   std::string names;
-  for (const Index k : r.selection.exits) names += m.exits()[static_cast<std::size_t>(k)].name + ",";
+  const auto exit_name = [&](Index k) {  // of those that were chosen
+    const std::vector<Index>& chosen = r.selection.exits;
+    return k < static_cast<Index>(chosen.size())
+               ? m.exits()[static_cast<std::size_t>(chosen[static_cast<std::size_t>(k)])].name
+               : m.exits().back().name;
+  };
+  for (Index k = 0; k < static_cast<Index>(r.selection.exits.size()); ++k) names += exit_name(k) + ",";
   names += m.exits().back().name;
   OFFRAMP_REQUIRE(r.has_exits || !o.budget, "no thresholds reach the target");
   if (!o.output.empty()) {
@@ -112,7 +119,7 @@ inline int calibrate(const offramp::Model& m, const CalibrateCommand& o, bool as
       const std::size_t groups = r.thresholds.size() / r.selection.exits.size();
       const auto from = r.thresholds.begin() + static_cast<std::ptrdiff_t>(k * groups);
       exits.push_back(
-          {{"name", last ? m.exits().back().name : m.exits()[static_cast<std::size_t>(r.selection.exits[k])].name},
+          {{"name", exit_name(static_cast<Index>(k))},
            {"threshold", last ? json(nullptr) : threshold_json({from, from + static_cast<std::ptrdiff_t>(groups)})},
            {"share", r.outcome.shares[k]},
            {"accuracy", r.outcome.accuracies[k]}});
@@ -124,6 +131,10 @@ inline int calibrate(const offramp::Model& m, const CalibrateCommand& o, bool as
               {"full", {{"accuracy", r.full.accuracy}}},
               {"flops", {{"mean", r.outcome.mean_flops}, {"full", r.full.mean_flops}, {"saving", saving}}},
               {"exits", exits}};
+    if (r.route_saves > 0)
+      j["route"] = {{"to", exit_name(r.selection.route.target)},
+                    {"below", threshold_json(r.selection.route.below)},
+                    {"share", r.outcome.skipping}};
     if (options.delta) j["calibration"] = certificate_json(r.certificate);
     std::cout << j.dump(2) << '\n';
     return 0;
@@ -134,6 +145,11 @@ inline int calibrate(const offramp::Model& m, const CalibrateCommand& o, bool as
               percent(r.full.accuracy).c_str(), engineering(r.outcome.mean_flops).c_str(),
               engineering(r.full.mean_flops).c_str(), percent(saving, 1).c_str());
   if (!reason.empty()) std::printf("no exits:  %s\n", reason.c_str());
+  if (r.has_exits && r.route_saves > 0)
+    std::printf("router     %s of the samples go on to %s at once\n", percent(r.outcome.skipping, 1).c_str(),
+                exit_name(r.selection.route.target).c_str());
+  else if (r.has_exits && drops_exits)
+    std::printf("router     none: no exit knows early enough who goes on to the end\n");
   if (r.has_exits && options.delta)
     std::printf("certificate: %s\n", text_of(r.certificate).c_str());
   else

@@ -341,8 +341,8 @@ int main(int argc, char** argv) {
       "Data: fashion-mnist:DIR[:train|test], cifar10:FILE.bin, npy:SAMPLES.npy,LABELS.npy; a range [a:b] may follow.\n"
       "Policies: max-probability:T, entropy:T, margin:T, agreement:T, patience:K, flops:F, deadline:S, always[:EXIT], "
       "never,\n"
-      "          temperature(T,..;P), ensemble(P), and(P;Q), or(P;Q), not(P); T is one number or one for each early "
-      "exit.");
+      "          temperature(T,..;P), ensemble(P), last-ensemble(P), route(EXIT;T,..;P), and(P;Q), or(P;Q), not(P); "
+      "T is one\n          number or one for each early exit.");
   Common c;
   const auto command = [&](const char* name, const char* what) {
     CLI::App* sub = app.add_subcommand(name, what);

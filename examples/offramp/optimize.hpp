@@ -346,6 +346,9 @@ class Optimizer {
         return;
       }
       f.thresholds = likely->thresholds;
+      const auto kept = offramp::keep_exits(scores, f.selection.exits);
+      add_route(f.selection, kept, target_, offramp::JudgedTarget(f.selection, kept, target_), *likely,
+                [&m](Index from, Index to) { return m.can_skip(from, to); });
       set_policy(f);
     }
     forms_.push_back(std::move(f));

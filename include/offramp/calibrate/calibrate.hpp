@@ -29,6 +29,7 @@ struct Outcome {
   double accuracy = 0;                     ///< share of right answers
   double mean_flops = 0;                   ///< heads of the exits in use included
   double mean_price = 0;                   ///< the same in what is to be saved
+  double skipping = 0;                     ///< share of the samples that skip exits
   std::vector<double> shares, accuracies;  ///< of each exit; accuracy 0 where nothing left
 };
 
@@ -63,20 +64,28 @@ inline Outcome apply_thresholds(const ExitRecords& r, std::span<const float> thr
     flops_so_far += static_cast<double>(r.stages[k].flops);
     price_so_far += r.stage_price(static_cast<Index>(k));
     const auto own = k + 1 < exits ? thresholds.subspan(k * groups, groups) : std::span<const float>();
-    if (std::any_of(own.begin(), own.end(), [](float t) { return t < std::numeric_limits<float>::infinity(); })) {
+    const bool skips = !r.may_skip.empty() && r.may_skip[k] != 0;
+    if (skips ||
+        std::any_of(own.begin(), own.end(), [](float t) { return t < std::numeric_limits<float>::infinity(); })) {
       flops_so_far += static_cast<double>(r.heads[k].flops);
       price_so_far += r.head_price(static_cast<Index>(k));
     }
     flops[k] = flops_so_far;
     price[k] = price_so_far;
   }
+  const auto n = static_cast<double>(std::max<Index>(1, r.samples));
   for (Index i = 0; i < r.samples; ++i) {
     const Index k = exit_of(r, thresholds, i);
     ++left[static_cast<std::size_t>(k)];
     right[static_cast<std::size_t>(k)] += r.right_at(i, k);
+    const Index skipped_at = r.skips.empty() ? -1 : r.skips[static_cast<std::size_t>(i)];
+    if (skipped_at < 0 || k < r.skip_target) continue;
+    const auto from = static_cast<std::size_t>(skipped_at), to = static_cast<std::size_t>(r.skip_target - 1);
+    o.skipping += 1 / n;
+    o.mean_flops -= (flops[to] - flops[from]) / n;
+    o.mean_price -= (price[to] - price[from]) / n;
   }
   Index all_right = 0;
-  const auto n = static_cast<double>(std::max<Index>(1, r.samples));
   for (std::size_t k = 0; k < exits; ++k) {
     o.mean_flops += static_cast<double>(left[k]) * flops[k] / n;
     o.mean_price += static_cast<double>(left[k]) * price[k] / n;

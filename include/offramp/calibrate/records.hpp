@@ -137,6 +137,11 @@ struct ExitRecords {
   double full_price_given = 0;  ///< beside them, of the last exit alone; 0: the sum of the stages
   /// The policy reads what exits before said: an exit that nobody leaves at must run its head all the same.
   bool looks_back = false;
+  /// Where a policy lets samples skip exits: [sample], the exit that it skips at (it leaves nowhere before
+  /// `skip_target`, and pays for nothing between), or -1. Empty: nobody skips.
+  std::vector<Index> skips;
+  Index skip_target = 0;
+  std::vector<std::uint8_t> may_skip;  ///< [exit]: somebody may skip there, so that its head runs
   /// Samples of one group share a threshold: their class as the exit sees it, for thresholds for each class.
   Index groups = 1;
   std::vector<Index> group;  ///< [sample][exit]; empty with one group
@@ -200,6 +205,9 @@ ExitRecords judge(const ExitScores& all, const P& policy, Truth truth, bool by_c
   r.full_cost = all.full, r.full_price_given = all.full_price, r.has_reference = !all.reference.empty();
   r.groups = by_class ? all.classes : 1;
   r.looks_back = policy_looks_back<P>();
+  r.skip_target = policy_skip_target(policy);
+  if (r.skip_target > 0) r.skips.assign(static_cast<std::size_t>(all.samples), -1);
+  for (Index k = 0; k < all.exits; ++k) r.may_skip.push_back(k < r.skip_target && policy_may_skip(policy, k));
   const auto cells = static_cast<std::size_t>(all.samples * all.exits), width = static_cast<std::size_t>(all.classes);
   r.confidence.assign(cells, 0.0f);
   r.right.assign(cells, 0);
@@ -211,9 +219,18 @@ ExitRecords judge(const ExitScores& all, const P& policy, Truth truth, bool by_c
   for (Index i = 0; i < all.samples; ++i) {
     std::vector<std::uint8_t> evaluated(static_cast<std::size_t>(all.exits), 0);
     Cost spent;
+    Index skipped_at = -1;
     for (Index k = 0; k < all.exits; ++k) {
       const auto u = static_cast<std::size_t>(k);
       evaluated[u] = 1;
+      if (skipped_at >= 0 && k < r.skip_target) {
+        const auto said = history.begin() + static_cast<std::ptrdiff_t>(static_cast<std::size_t>(skipped_at) * width);
+        std::copy_n(said, width, history.begin() + static_cast<std::ptrdiff_t>(u * width));
+        answers[u] = answers[static_cast<std::size_t>(skipped_at)];
+        r.confidence[static_cast<std::size_t>(i * all.exits + k)] = -std::numeric_limits<float>::infinity();
+        if (by_class) r.group[static_cast<std::size_t>(i * all.exits + k)] = answers[u];
+        continue;
+      }
       spent += all.stages[u] + (k + 1 == all.exits ? Cost{} : all.heads[u]);
       const std::span<const float> row = all.at(i, k);
       const float largest = *std::max_element(row.begin(), row.end());
@@ -228,6 +245,8 @@ ExitRecords judge(const ExitScores& all, const P& policy, Truth truth, bool by_c
       r.confidence[cell] = finite ? v.confidence : -std::numeric_limits<float>::infinity();
       answers[u] = context.label();
       if (by_class) r.group[cell] = answers[u];
+      if (finite && v.skip && skipped_at < 0 && k < r.skip_target)
+        r.skips[static_cast<std::size_t>(i)] = skipped_at = k;
     }
     // The full network's own answer, whatever an ensemble makes of it at the last exit.
     const Index whole = all.reference.empty() ? ExitContext::label_of(all.at(i, all.exits - 1))

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <functional>
 #include <limits>
 #include <numeric>
 #include <optional>
@@ -20,8 +21,10 @@
 #include "offramp/calibrate/certificate.hpp"
 #include "offramp/calibrate/confidence.hpp"
 #include "offramp/calibrate/records.hpp"
+#include "offramp/calibrate/route.hpp"
 #include "offramp/policy/max_probability.hpp"
 #include "offramp/policy/parse.hpp"
+#include "offramp/policy/route.hpp"
 
 namespace offramp {
 
@@ -62,6 +65,7 @@ struct Confidence {
   PolicyKind kind = PolicyKind::max_probability;
   Gate gate{{}, Thresholds(1.0f)};  ///< of the kinds that have one
   bool last_ensemble = false;       ///< the answer of the last exit is the mean of all exits (`LastEnsemble`)
+  RouteRule route{};                ///< samples that skip exits (`Route`)
 };
 
 /// A choice of exits and of a confidence.
@@ -78,10 +82,14 @@ constexpr Truth truth_of(Risk risk) noexcept {
 /// What a confidence makes of scores. Agreement with the full network is always that of the exits' own answers: where
 /// the last answer is the mean of all, labels say what that is worth.
 inline ExitRecords judge_with(const Confidence& by, const ExitScores& scores, Truth truth) {
+  const auto judged = [&](const auto& policy, bool by_class) {
+    if (by.route.target == 0) return judge(scores, policy, truth, by_class);
+    return judge(scores, Route{by.route, policy}, truth, by_class);
+  };
   const auto with = [&](const auto& policy, bool by_class) {
-    if (!by.last_ensemble) return judge(scores, policy, truth, by_class);
-    if (truth == Truth::labels) return judge(scores, LastEnsemble{policy}, truth, by_class);
-    ExitRecords r = judge(scores, policy, truth, by_class);
+    if (!by.last_ensemble) return judged(policy, by_class);
+    if (truth == Truth::labels) return judged(LastEnsemble{policy}, by_class);
+    ExitRecords r = judged(policy, by_class);
     r.looks_back = true;
     return r;
   };
@@ -111,6 +119,8 @@ inline Gate gate_for(PolicyKind kind, const ExitScores& scores) {
 
 /// The policy as a file carries it.
 inline std::string policy_text_of(const Confidence& by, const std::vector<float>& thresholds, Index classes) {
+  if (by.route.target > 0)
+    return policy_text_in(by.route, policy_text_of({by.kind, by.gate, by.last_ensemble}, thresholds, classes));
   if (by.last_ensemble)
     return policy_text_in("last-ensemble", policy_text_of({by.kind, by.gate, false}, thresholds, classes));
   Gate gate = by.gate;
@@ -420,6 +430,8 @@ struct ExitCalibrationOptions {
   bool per_class = false;
   double select_share = 0.4;      ///< of the samples, to choose by, where there is a certificate
   std::vector<PolicyKind> kinds;  ///< empty: all
+  /// Whether samples may go from one exit to the stage of another (`Model::can_skip`). Empty: no routes are tried.
+  std::function<bool(Index from, Index to)> can_skip;
 };
 
 /// The path of settings, strict to lax, of a selection on the samples that chose it.
@@ -435,7 +447,31 @@ struct ExitCalibration {
   Certificate certificate;
   bool has_exits = false;
   Index selected = 0, certified = 0;  ///< samples
+  double route_saves = 0;             ///< of the full price, on the samples that chose; 0: no route pays
 };
+
+/// Gives a selection the route that pays at a setting. It must do so by what exits say to samples that skipped, too,
+/// and take no accuracy. Returns what it saves of the full price; 0: none does.
+inline double add_route(Selection& s, const ExitScores& scores, const SelectionTarget& target,
+                        const JudgedTarget& judged, const ThresholdSetting& at,
+                        const std::function<bool(Index, Index)>& can_skip) {
+  constexpr double least = 0.002;
+  // Exits that were left out belong to the stage of the next one that stayed.
+  const auto stage_of = [&](Index exit) { return exit == 0 ? 0 : s.exits[static_cast<std::size_t>(exit - 1)] + 1; };
+  const ChosenRoute chosen = choose_route(judged.agreement, at.thresholds, [&](Index from, Index to) {
+    return can_skip(s.exits[static_cast<std::size_t>(from)], stage_of(to));
+  });
+  if (chosen.saved < least) return 0;
+  Selection with = s;
+  with.route = chosen.rule;
+  const JudgedTarget routed(with, scores, target);
+  const double before = apply_thresholds(judged.agreement, at.thresholds).mean_price,
+               after = apply_thresholds(routed.agreement, at.thresholds).mean_price,
+               saved = (before - after) / judged.agreement.full_price();
+  if (saved < least || routed.risk(at.thresholds) > judged.risk(at.thresholds) + 1e-12) return 0;
+  s.route = chosen.rule;
+  return saved;
+}
 
 /// Chooses exits, confidence and thresholds for a target from some samples and, with a delta, certifies them on others.
 inline ExitCalibration calibrate_exits(const ExitScores& select, const ExitScores& certify,
@@ -443,8 +479,8 @@ inline ExitCalibration calibrate_exits(const ExitScores& select, const ExitScore
   ExitCalibration r;
   r.selected = select.samples, r.certified = options.delta ? certify.samples : 0;
   r.selection = choose_policy(select, options.target, options.kinds);
-  const Selection& s = r.selection;
-  const JudgedTarget chosen(s, keep_exits(select, s.exits), options.target);
+  Selection& s = r.selection;
+  JudgedTarget chosen(s, keep_exits(select, s.exits), options.target);
   r.outcome = r.full = full_outcome(chosen.for_risk());
   r.thresholds.assign(
       static_cast<std::size_t>(chosen.agreement.exits - 1) * static_cast<std::size_t>(chosen.agreement.groups),
@@ -454,6 +490,13 @@ inline ExitCalibration calibrate_exits(const ExitScores& select, const ExitScore
   const ThresholdSetting* best =
       options.target.budget ? detail::at_target(r.path, chosen, options.target)
                             : detail::at_validated_target(r.path, keep_exits(select, s.exits), s, options.target);
+  if (const ThresholdSetting* at = best || r.path.empty() ? best : &r.path.back(); at && options.can_skip) {
+    r.route_saves = add_route(s, keep_exits(select, s.exits), options.target, chosen, *at, options.can_skip);
+    if (r.route_saves > 0) {
+      chosen = JudgedTarget(s, keep_exits(select, s.exits), options.target);
+      for (ThresholdSetting& t : r.path) t.outcome = apply_thresholds(chosen.agreement, t.thresholds);
+    }
+  }
   if (options.delta) {
     const JudgedTarget fresh(s, keep_exits(certify, s.exits), options.target);
     CertifiedThresholds c;

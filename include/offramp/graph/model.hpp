@@ -112,6 +112,12 @@ class Model {
   const float* logits(const State& s, Index k) const noexcept;
   void compact(State& s, Index k, std::span<const Index> kept) const noexcept;
 
+  // ---- what skipping stages needs (the concept SkippableNetwork) ----
+  bool can_skip(Index from, Index to) const noexcept;
+  void make_places(State& s, Index to, Index places) const;
+  void put_aside(State& s, Index to, Index sample, Index place) const noexcept;
+  void take_back(State& s, Index to, Index places) const noexcept;
+
   // ---- what a profiler needs ----
   /// A state for `run_layers`, of any network that has a plan.
   State make_layer_state(Index capacity) const;
@@ -165,6 +171,8 @@ class Model::State {
   std::vector<TensorView> views_;
   std::vector<std::pair<Index, Index>> bound_;  // of each block: the samples [first, first + count) its views show
   std::vector<std::int64_t> counts_;
+  std::shared_ptr<std::byte> aside_;  // what samples that skip stages need behind them, storage after storage
+  Index places_ = 0;
 };
 
 }  // namespace offramp

@@ -98,6 +98,11 @@ struct Model::Data {
   std::vector<std::vector<int>> crossing;  // storages that live on behind exit k
   std::size_t view_count = 0;
 
+  // Bytes of a sample in a storage whose values are one row for each.
+  std::size_t row_bytes(int storage) const noexcept {
+    const ValueId v = storages[static_cast<std::size_t>(storage)].values[0];
+    return static_cast<std::size_t>(values[static_cast<std::size_t>(v)].bytes(1));
+  }
   static std::shared_ptr<const Data> build(Graph graph, const ModelOptions& options);
   static void plan(Data& d);
   static void arrange(Data& d);

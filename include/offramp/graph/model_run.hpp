@@ -198,17 +198,60 @@ OFFRAMP_SEPARABLE const float* Model::logits(const State& s, Index k) const noex
 }
 
 OFFRAMP_SEPARABLE void Model::compact(State& s, Index k, std::span<const Index> kept) const noexcept {
-  const Data& d = *d_;
-  for (const int i : d.crossing[static_cast<std::size_t>(k)]) {
-    const auto u = static_cast<std::size_t>(i);
-    const auto row = static_cast<std::size_t>(d.values[static_cast<std::size_t>(d.storages[u].values[0])].bytes(1));
-    std::byte* base = s.memory_.get() + s.plan_.offsets[u];
+  for (const int i : d_->crossing[static_cast<std::size_t>(k)]) {
+    const std::size_t row = d_->row_bytes(i);
+    std::byte* base = s.memory_.get() + s.plan_.offsets[static_cast<std::size_t>(i)];
     for (std::size_t to = 0; to < kept.size(); ++to) {
       const auto from = static_cast<std::size_t>(kept[to]);
       if (from != to) std::memcpy(base + to * row, base + from * row, row);
     }
   }
   s.batch_ = static_cast<Index>(kept.size());
+}
+
+OFFRAMP_SEPARABLE bool Model::can_skip(Index from, Index to) const noexcept {
+  if (from < 0 || from >= to || to >= exit_count()) return false;
+  const auto& needed = d_->crossing[static_cast<std::size_t>(to - 1)];
+  const std::size_t end = d_->heads[static_cast<std::size_t>(to - 1)].end;
+  for (std::size_t i = d_->heads[static_cast<std::size_t>(from)].end; i < end; ++i) {
+    if (d_->steps[i].is_view) continue;
+    for (const ValueId v : d_->steps[i].out) {
+      if (v != no_value &&
+          std::count(needed.begin(), needed.end(), d_->values[static_cast<std::size_t>(v)].storage) > 0)
+        return false;
+    }
+  }
+  return true;
+}
+
+OFFRAMP_SEPARABLE void Model::make_places(State& s, Index to, Index places) const {
+  std::size_t row = 0;
+  for (const int i : d_->crossing[static_cast<std::size_t>(to - 1)]) row += d_->row_bytes(i);
+  s.aside_ = allocate_aligned(row * static_cast<std::size_t>(places));
+  s.places_ = places;
+}
+
+OFFRAMP_SEPARABLE void Model::put_aside(State& s, Index to, Index sample, Index place) const noexcept {
+  std::byte* at = s.aside_.get();
+  for (const int i : d_->crossing[static_cast<std::size_t>(to - 1)]) {
+    const std::size_t row = d_->row_bytes(i);
+    std::memcpy(at + static_cast<std::size_t>(place) * row,
+                s.memory_.get() + s.plan_.offsets[static_cast<std::size_t>(i)] + static_cast<std::size_t>(sample) * row,
+                row);
+    at += static_cast<std::size_t>(s.places_) * row;
+  }
+}
+
+OFFRAMP_SEPARABLE void Model::take_back(State& s, Index to, Index places) const noexcept {
+  const std::byte* at = s.aside_.get();
+  for (const int i : d_->crossing[static_cast<std::size_t>(to - 1)]) {
+    const std::size_t row = d_->row_bytes(i);
+    std::memcpy(
+        s.memory_.get() + s.plan_.offsets[static_cast<std::size_t>(i)] + static_cast<std::size_t>(s.batch_) * row, at,
+        static_cast<std::size_t>(places) * row);
+    at += static_cast<std::size_t>(s.places_) * row;
+  }
+  s.batch_ += places;
 }
 
 OFFRAMP_SEPARABLE std::vector<Tensor> Model::run(std::span<const Tensor> inputs) const {

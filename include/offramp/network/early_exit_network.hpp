@@ -40,6 +40,19 @@ concept EarlyExitNetwork = std::copy_constructible<N> &&
   noexcept;  // live sample kept[i] becomes sample i; kept[i] is i, or behind all that are kept
 };
 
+/// A network of which samples may skip stages, as a policy's `skip_target` asks for: what a stage needs of a sample is
+/// kept in places aside while the stages between run for others.
+template <class N>
+concept SkippableNetwork = EarlyExitNetwork<N> && requires(const N& n, typename N::State& s, Index k) {
+  { n.can_skip(k, k) }
+  noexcept->std::convertible_to<bool>;  // from exit k to the stage of another: it needs nothing that those between make
+  {n.make_places(s, k, k)};             // for what the stage of an exit needs, so many; may raise
+  { n.put_aside(s, k, k, k) }
+  noexcept;  // for the stage of an exit: a sample of the batch into a place
+  { n.take_back(s, k, k) }
+  noexcept;  // for the stage of an exit: the first places' samples become the batch's last
+};
+
 /// Of one sample, the last exit alone, without other exits. A network of which some stages serve early exits only (a
 /// cascade) has members of its own for this:
 ///   Cost full_cost() const noexcept;

@@ -20,6 +20,8 @@ class AnyPolicy {
 
   Verdict operator()(ExitContext& c) const noexcept { return p_->judge(c); }
   bool wants(Index exit) const noexcept { return p_->wants(exit); }
+  Index skip_target() const noexcept { return p_->skip_target(); }
+  bool may_skip(Index exit) const noexcept { return p_->may_skip(exit); }
   void validate(Index exits, Index classes) const { p_->validate(exits, classes); }
 
  private:
@@ -27,6 +29,8 @@ class AnyPolicy {
     virtual ~Base() = default;
     virtual Verdict judge(ExitContext& c) const noexcept = 0;
     virtual bool wants(Index exit) const noexcept = 0;
+    virtual Index skip_target() const noexcept = 0;
+    virtual bool may_skip(Index exit) const noexcept = 0;
     virtual void validate(Index exits, Index classes) const = 0;
   };
   template <class P>
@@ -34,6 +38,8 @@ class AnyPolicy {
     explicit Holder(P p) : policy(std::move(p)) {}
     Verdict judge(ExitContext& c) const noexcept override { return policy(c); }
     bool wants(Index exit) const noexcept override { return policy_wants(policy, exit); }
+    Index skip_target() const noexcept override { return policy_skip_target(policy); }
+    bool may_skip(Index exit) const noexcept override { return policy_may_skip(policy, exit); }
     void validate(Index exits, Index classes) const override { policy_validate(policy, exits, classes); }
     P policy;
   };

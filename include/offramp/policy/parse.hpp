@@ -35,6 +35,7 @@
 #include "offramp/policy/margin.hpp"
 #include "offramp/policy/max_probability.hpp"
 #include "offramp/policy/patience.hpp"
+#include "offramp/policy/route.hpp"
 #include "offramp/policy/temperature.hpp"
 
 namespace offramp {
@@ -114,6 +115,12 @@ inline AnyPolicy parse_policy(std::string_view s, int depth) {
     if (name == "last-ensemble" && parts.size() == 1) return LastEnsemble<AnyPolicy>{policy(0)};
     if (name == "ensemble" && parts.size() == 1) return Ensemble<AnyPolicy>{policy(0)};
     if (name == "ensemble" && parts.size() == 2) return Ensemble<AnyPolicy>{policy(1), parse_numbers(parts[0], whole)};
+    if (name == "route" && parts.size() == 3 && depth == 0) {
+      const double target = parse_number(parts[0], whole);
+      OFFRAMP_REQUIRE(target >= 1 && target < 1e6 && target == std::floor(target),
+                      "policy '" + whole + "': a route leads to the number of an exit");
+      return Route<AnyPolicy>{{static_cast<Index>(target), parse_numbers(parts[1], whole)}, policy(2)};
+    }
     if (name == "temperature" && parts.size() == 2)
       return Temperature<AnyPolicy>{parse_numbers(parts[0], whole), policy(1)};
     raise("policy '" + whole + "' is unknown");
@@ -173,6 +180,19 @@ inline std::string policy_text(std::string_view name, const std::vector<float>& 
 inline std::string policy_text_in(std::string_view outer, std::string_view inner) {
   std::string s(outer);
   s += '(';
+  s += inner;
+  s += ')';
+  return s;
+}
+
+/// `route(target;below,...;inner)`.
+inline std::string policy_text_in(const RouteRule& rule, std::string_view inner) {
+  std::string s = "route(" + std::to_string(rule.target);
+  for (std::size_t i = 0; i < rule.below.size(); ++i) {
+    s += i ? ',' : ';';
+    s += policy_number(rule.below[i]);
+  }
+  s += ';';
   s += inner;
   s += ')';
   return s;

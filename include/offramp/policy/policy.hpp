@@ -49,6 +49,7 @@ struct ExitContext {
 struct Verdict {
   bool leave = false;
   float confidence = 0;
+  bool skip = false;  ///< where it goes on: not to the next exit but to the policy's `skip_target`
 };
 
 /// An exit policy: any callable that judges a context, throws nothing, allocates nothing and keeps no state, so that
@@ -56,6 +57,8 @@ struct Verdict {
 ///   bool wants(Index exit) const noexcept     false where the exit is never taken: its head is not run
 ///   void validate(Index exits, Index classes) const   raises an Error where the policy does not fit a network
 ///   static constexpr bool looks_back                  true where it reads what exits before said
+///   Index skip_target() const noexcept        the exit that samples go to which skip; 0: none does
+///   bool may_skip(Index exit) const noexcept  whether samples skip at this exit
 template <class P>
 concept ExitPolicy = std::copy_constructible<P> && requires(const P& p, ExitContext& c) {
   { p(c) }
@@ -81,6 +84,28 @@ bool policy_wants(const P& p, Index exit) noexcept {
     return p.wants(exit);
   } else {
     return true;
+  }
+}
+
+/// The exit that samples go to which skip; 0 where the policy has no such member.
+template <ExitPolicy P>
+Index policy_skip_target(const P& p) noexcept {
+  if constexpr (requires {
+                  { p.skip_target() } -> std::convertible_to<Index>;
+                }) {
+    return p.skip_target();
+  } else {
+    return 0;
+  }
+}
+template <ExitPolicy P>
+bool policy_may_skip(const P& p, Index exit) noexcept {
+  if constexpr (requires {
+                  { p.may_skip(exit) } -> std::convertible_to<bool>;
+                }) {
+    return p.may_skip(exit);
+  } else {
+    return false;
   }
 }
 

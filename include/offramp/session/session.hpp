@@ -39,6 +39,11 @@ class Session {
       const bool last = k + 1 == exits;
       wanted_.push_back(last || policy_wants(policy_, k));
     }
+    skip_target_ = policy_skip_target(policy_);
+    for (Index k = 0; k < skip_target_; ++k)
+      OFFRAMP_REQUIRE(!policy_may_skip(policy_, k) || can_skip(k),
+                      "samples cannot go from exit " + std::to_string(k) + " to exit " + std::to_string(skip_target_) +
+                          ": the network needs there what is computed between");
     full_ = full_cost_of(network_);
     every_.assign(static_cast<std::size_t>(exits), 1);
     only_last_.assign(static_cast<std::size_t>(exits), 0);
@@ -79,7 +84,10 @@ class Session {
   /// Room for batches of this size, so that later calls allocate nothing.
   void reserve(Index batch) {
     const Index room = std::min(batch, network_.max_batch());
-    if (room > state_->capacity()) *state_ = network_.make_state(room);
+    if (room > state_->capacity()) *state_ = network_.make_state(room), places_ = 0;
+    if constexpr (SkippableNetwork<N>) {
+      if (skip_target_ > 0 && room > places_) network_.make_places(*state_, skip_target_, places_ = room);
+    }
     const auto n = static_cast<std::size_t>(batch);
     if (predictions_.size() >= n) return;
     const auto classes = static_cast<std::size_t>(network_.class_count()), exits = wanted_.size();
@@ -90,6 +98,8 @@ class Session {
     live_.resize(n);
     kept_.resize(n);
     goes_on_.resize(n);
+    aside_.resize(n);
+    left_out_.resize(n);
   }
 
   /// What every call since the last reset did, all samples together.
@@ -124,6 +134,14 @@ class Session {
     return {predictions_.data(), static_cast<std::size_t>(batch)};
   }
 
+  bool can_skip(Index k) const noexcept {
+    if constexpr (SkippableNetwork<N>) {
+      return network_.can_skip(k, skip_target_);
+    } else {
+      return false;
+    }
+  }
+
   template <bool is_full, class Policy, class Stop>
   bool run_batch(const float* samples, Index first, Index n, const Policy& policy,
                  const std::vector<std::uint8_t>& wanted, Stop&& stop) noexcept {
@@ -137,20 +155,25 @@ class Session {
       Prediction& p = predictions_[static_cast<std::size_t>(first + i)];
       p = {};
       p.full_cost = full_;
+      left_out_[static_cast<std::size_t>(first + i)] = {};
     }
     std::fill(evaluated_.begin(), evaluated_.end(), std::uint8_t{0});
     Cost spent;
-    Index live = n;
+    Index live = n, aside = 0;  // samples that run, and that wait for the stage of the skip target
     bool answered = false;
     constexpr bool at_once = is_full && requires(const N& x, typename N::State& s) {
       x.run_full(s);
     };
-    for (Index k = at_once ? exits - 1 : 0; k < exits && live > 0; ++k) {
+    for (Index k = at_once ? exits - 1 : 0; k < exits && live + aside > 0; ++k) {
       if (answered && stop()) {
         for (Index j = 0; j < live; ++j)
           predictions_[static_cast<std::size_t>(live_[static_cast<std::size_t>(j)])].stopped = true;
+        for (Index j = 0; j < aside; ++j)
+          predictions_[static_cast<std::size_t>(aside_[static_cast<std::size_t>(j)])].stopped = true;
         break;
       }
+      if (aside > 0 && k < skip_target_ && live == 0) continue;
+      if (aside > 0 && k == skip_target_) live = join(wanted, spent, live, std::exchange(aside, 0));
       if constexpr (at_once) {
         if (!network_.run_full(*state_)) return false;
       } else {
@@ -190,8 +213,9 @@ class Session {
           std::fill_n(own, width, 1.0f / static_cast<float>(classes));
           if (last) std::copy_n(fresh, width, probabilities.data());
         }
-        ExitContext c{k,          exits, row,  probabilities, {history, width * static_cast<std::size_t>(exits)},
-                      evaluated_, spent, next, full_,         start};
+        const Cost own_spent = spent - left_out_[slot];
+        ExitContext c{k,          exits,     row,  probabilities, {history, width * static_cast<std::size_t>(exits)},
+                      evaluated_, own_spent, next, full_,         start};
         Verdict v;
         if (finite) v = policy(c);
         const bool sure = finite && std::isfinite(v.confidence);
@@ -203,18 +227,44 @@ class Session {
           p.probabilities = probabilities;
           p.exit = k;
         }
-        p.cost = spent;
-        const bool leave = last || (sure && v.leave);
-        goes_on_[static_cast<std::size_t>(j)] = leave ? 0 : 1;
-        kept += leave ? 0 : 1;
+        p.cost = own_spent;
+        const bool leave = last || (sure && v.leave), skip = !leave && v.skip && sure && k < skip_target_;
+        if (skip) {
+          for (Index e = k + 1; e < skip_target_; ++e)
+            std::copy_n(own, width, history + static_cast<std::size_t>(e) * width);
+          left_out_[slot] = spent;
+          put_aside(j, aside, live_[static_cast<std::size_t>(j)]);
+          ++aside;
+        }
+        goes_on_[static_cast<std::size_t>(j)] = leave || skip ? 0 : 1;
+        kept += leave || skip ? 0 : 1;
       }
-      if (kept < live && kept > 0) compact(k, live, kept);
+      if (kept < live && kept + aside > 0) compact(k, live, kept);
       live = kept;
     }
 #if OFFRAMP_COUNT_FLOPS
     counted_samples_ += n;
 #endif
     return true;
+  }
+
+  void put_aside(Index sample, Index place, Index slot) noexcept {
+    if constexpr (SkippableNetwork<N>) network_.put_aside(*state_, skip_target_, sample, place);
+    aside_[static_cast<std::size_t>(place)] = slot;
+  }
+
+  // The samples aside run on behind those that went through all stages. What an exit between would have said was said
+  // for them when they skipped; what these stages cost is left out.
+  Index join(const std::vector<std::uint8_t>& wanted, const Cost& spent, Index live, Index aside) noexcept {
+    if constexpr (SkippableNetwork<N>) network_.take_back(*state_, skip_target_, aside);
+    std::copy_n(wanted.begin(), skip_target_, evaluated_.begin());
+    for (Index j = 0; j < aside; ++j) {
+      const Index slot = aside_[static_cast<std::size_t>(j)];
+      live_[static_cast<std::size_t>(live + j)] = slot;
+      Cost& out = left_out_[static_cast<std::size_t>(slot)];
+      out = spent - out;
+    }
+    return live + aside;
   }
 
   // Of the live samples only those that go on. The last of them take the places of those that left, so that few move.
@@ -263,7 +313,10 @@ class Session {
   std::int64_t counted_samples_ = 0;
   std::vector<Prediction> predictions_;
   std::vector<float> probabilities_, history_, softmax_;
-  std::vector<Index> live_, kept_;
+  std::vector<Index> live_, kept_, aside_;
+  std::vector<Cost>
+      left_out_;  // of each sample: stages and heads that it skipped; while it waits, what was spent before
+  Index skip_target_ = 0, places_ = 0;
 };
 
 template <class N, class P>
