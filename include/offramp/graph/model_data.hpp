@@ -1,6 +1,12 @@
 /// @file model_data.hpp
 /// What a prepared network consists of.
-#pragma once
+
+// First of all, and in front of the guard: where this file is what somebody includes first, model.hpp includes it again
+// at its end, and there what it defines is needed.
+#include "offramp/graph/model.hpp"
+
+#ifndef OFFRAMP_GRAPH_MODEL_DATA_HPP
+#define OFFRAMP_GRAPH_MODEL_DATA_HPP
 
 #include <algorithm>
 #include <array>
@@ -11,7 +17,6 @@
 #include <utility>
 #include <vector>
 
-#include "offramp/graph/model.hpp"
 #include "offramp/graph/samples.hpp"
 
 namespace offramp {
@@ -120,3 +125,5 @@ struct Model::Data {
 };
 
 }  // namespace offramp
+
+#endif  // OFFRAMP_GRAPH_MODEL_DATA_HPP
