@@ -53,7 +53,7 @@ struct PruneOptions {
   double most_share = 0.75;   ///< of the channels of a layer, that may go
   Index fit_samples = 1000;   ///< from the front, that choose and that least squares read; distillation reads all
   Index batch = 16;           ///< samples at a time
-  Index rows = 24'000;        ///< equations for each least-squares fit
+  Index rows = 48'000;        ///< equations for each least-squares fit
   double ridge = 1e-3;        ///< pull to the weights before the fit, as a share of the mean square of what they read
   std::uint64_t seed = 0;
 
@@ -135,29 +135,41 @@ struct Moments {
   double rows = 0;
 };
 
-inline void take(Moments& m, const PatchReader& r, const TensorView& x, const TensorView& y, Index each,
-                 std::mt19937_64& random) {
+/// Windows of a product's input, a 1 behind each, and what the product should make of them. Where `floor` is not
+/// infinite, anything up to it is as good: a ReLU behind makes it zero.
+struct Equations {
+  Matrix a, b, floor;
+};
+
+/// Equations of some samples at up to `each` places of each; `floor` is null where none is wanted.
+inline Equations draw(const PatchReader& r, const TensorView& x, const TensorView& y, const TensorView* floor,
+                      Index each, std::mt19937_64& random) {
   const Index n = x.shape[0], width = r.width() + 1;
   const Index per = std::min(each, r.pixels());
-  Matrix a(n * per, width), b(n * per, r.outputs());
+  Equations e{Matrix(n * per, width), Matrix(n * per, r.outputs()), Matrix(floor ? n * per : 0, r.outputs())};
   for (Index i = 0; i < n; ++i) {
     for (Index k = 0; k < per; ++k) {
       const Index p = per == r.pixels() ? k : static_cast<Index>(random() % static_cast<std::uint64_t>(r.pixels()));
       const Index row = i * per + k;
-      r.read(x, i, p, a.data() + row * width);
-      a(row, width - 1) = 1;
-      r.target(y, i, p, b.data() + row * r.outputs());
+      r.read(x, i, p, e.a.data() + row * width);
+      e.a(row, width - 1) = 1;
+      r.target(y, i, p, e.b.data() + row * r.outputs());
+      if (floor) r.target(*floor, i, p, e.floor.data() + row * r.outputs());
     }
   }
+  return e;
+}
+
+inline void take(Moments& m, const Equations& e) {
   if (m.rows == 0) {
-    m.xx = Matrix::Zero(width, width);
-    m.xy = Matrix::Zero(width, r.outputs());
-    m.yy = Matrix::Zero(1, r.outputs());
+    m.xx = Matrix::Zero(e.a.cols(), e.a.cols());
+    m.xy = Matrix::Zero(e.a.cols(), e.b.cols());
+    m.yy = Matrix::Zero(1, e.b.cols());
   }
-  m.xx.selfadjointView<Eigen::Lower>().rankUpdate(a.transpose());
-  m.xy.noalias() += a.transpose() * b;
-  m.yy += b.array().square().matrix().colwise().sum();
-  m.rows += static_cast<double>(n * per);
+  m.xx.selfadjointView<Eigen::Lower>().rankUpdate(e.a.transpose());
+  m.xy.noalias() += e.a.transpose() * e.b;
+  m.yy += e.b.array().square().matrix().colwise().sum();
+  m.rows += static_cast<double>(e.a.rows());
 }
 
 /// The weights of a product as [in channel x tap, constant][outputs], and back.
@@ -322,6 +334,9 @@ class Pruner {
     for (const auto& p : classes_.products()) {
       if (!p.depthwise) products.insert(g_.nodes[p.node].name);
     }
+    constexpr int rounds = 3;
+    std::set<std::string> left;
+    for (const Node& n : small.nodes) left.insert(n.name);
     const Inference shapes = infer_batch(small, o_.model, 2);
     const Index count = static_cast<Index>(samples_.size()) / sample_size(g_);
     bool changed = !blocks_gone().empty();
@@ -344,30 +359,55 @@ class Pruner {
       // to the other operand.
       const auto [sum, other] = addition_behind(small, n.outputs[0]);
       const bool adds = !sum.empty() && whole.contains(sum);
-      const ValueId goal = adds ? g_.nodes[whole[sum]].outputs[0] : source.outputs[0];
+      const ValueId goal = goal_behind(adds ? g_.nodes[whole[sum]].outputs[0] : source.outputs[0], left);
+      const bool rectified = is_rectified(g_, goal) && is_rectified(small, adds ? sum_of(small, sum) : n.outputs[0]);
       // Both networks over the same samples, batch by batch.
-      std::vector<Tensor> targets;
+      std::vector<Tensor> targets, floors;
       watch_values(g_, o_.model, {goal}, samples_, o_.batch, [&](std::size_t, const TensorView& y) {
         Tensor copy(y.type, y.shape);
         std::copy_n(y.f32(), y.count(), static_cast<float*>(copy.mutable_data()));
         targets.push_back(ChannelClasses::cut(copy, axis, kept));
+        if (!rectified) return;
+        const TensorView t = targets.back().view();
+        floors.emplace_back(t.type, t.shape);
+        auto* floor = static_cast<float*>(floors.back().mutable_data());
+        for (Index k = 0; k < t.count(); ++k) floor[k] = t.f32()[k] < 0 ? 0.0f : std::numeric_limits<float>::infinity();
       });
       std::size_t batch = 0;
+      std::vector<Equations> equations;
       std::vector<ValueId> watched;
       if (adds) watched.push_back(other);
       watched.push_back(n.inputs[0]);
       watch_values(small, o_.model, watched, samples_, o_.batch, [&](std::size_t which, const TensorView& x) {
-        Tensor& target = targets[batch];
         if (which + 1 < watched.size()) {
-          auto* to = static_cast<float*>(target.mutable_data());
-          for (Index k = 0; k < x.count(); ++k) to[k] -= x.f32()[k];
+          for (Tensor* t : {&targets[batch], rectified ? &floors[batch] : nullptr}) {
+            auto* to = t ? static_cast<float*>(t->mutable_data()) : nullptr;
+            for (Index k = 0; to && k < x.count(); ++k) to[k] -= x.f32()[k];
+          }
           return;
         }
-        take(m, reader, x, target.view(), each, random);
+        const TensorView floor = rectified ? floors[batch].view() : TensorView{};
+        equations.push_back(draw(reader, x, targets[batch].view(), rectified ? &floor : nullptr, each, random));
+        take(m, equations.back());
+        if (!rectified) equations.pop_back();
         ++batch;
       });
       const bool has_bias = n.op != "MatMul" || bias_behind(small, n, reader.outputs());
-      set_weights(small, n, solve(m, weights_of(small, n, reader.width(), reader.outputs()), has_bias));
+      const Matrix start = weights_of(small, n, reader.width(), reader.outputs());
+      Matrix fitted = solve(m, start, has_bias);
+      // What a ReLU makes zero may be anything below: each round asks for what the round before found there (Zhang,
+      // Zou, He and Sun, TPAMI 2016, section 3.2, fit through the ReLU, too).
+      for (int round = 0; round < rounds && rectified; ++round) {
+        m.xy.setZero();
+        for (const Equations& e : equations) {
+          const Matrix found = e.a * fitted;
+          m.xy.noalias() +=
+              e.a.transpose() *
+              (e.floor.array() < std::numeric_limits<double>::infinity()).select(found.cwiseMin(e.floor), e.b);
+        }
+        fitted = solve(m, start, has_bias);
+      }
+      set_weights(small, n, fitted);
     }
     small.remove_dead_nodes();
     return small;
@@ -522,17 +562,47 @@ class Pruner {
     return kept;
   }
 
-  // The addition that alone reads a value and whose operands are of one shape, and its other operand.
-  static std::pair<std::string, ValueId> addition_behind(const Graph& g, ValueId v) {
+  // The node that alone reads a value, or null.
+  static const Node* only_reader(const Graph& g, ValueId v) {
     const Node* reader = nullptr;
     for (const Node& n : g.nodes) {
       for (const ValueId in : n.inputs) {
         if (in != v) continue;
-        if (reader) return {};
+        if (reader) return nullptr;
         reader = &n;
       }
     }
-    if (!reader || reader->op != "Add" || reader->inputs.size() != 2 || g.is_output(v)) return {};
+    return g.is_output(v) ? nullptr : reader;
+  }
+  static bool is_rectified(const Graph& g, ValueId v) {
+    const Node* reader = only_reader(g, v);
+    return reader && reader->op == "Relu";
+  }
+  static ValueId sum_of(const Graph& g, const std::string& name) {
+    for (const Node& n : g.nodes) {
+      if (n.name == name) return n.outputs[0];
+    }
+    return no_value;
+  }
+  // What a value of the whole network should be in one where the nodes `left` are left: behind it blocks may be gone,
+  // and then it is what the last of them added up to. That holds where nothing that is left reads it in between.
+  ValueId goal_behind(ValueId v, const std::set<std::string>& left) const {
+    while (true) {
+      const ValueId read = is_rectified(g_, v) ? only_reader(g_, v)->outputs[0] : v;
+      const auto b = std::find_if(now_.blocks.begin(), now_.blocks.end(),
+                                  [&](const Block& x) { return x.gone && x.residual.shortcut == read; });
+      if (b == now_.blocks.end() || g_.is_output(read)) return v;
+      for (const Node& n : g_.nodes) {
+        if (left.contains(n.name) && std::find(n.inputs.begin(), n.inputs.end(), read) != n.inputs.end()) return v;
+      }
+      v = b->residual.sum;
+    }
+  }
+
+  // The addition that alone reads a value and whose operands are of one shape, and its other operand.
+  static std::pair<std::string, ValueId> addition_behind(const Graph& g, ValueId v) {
+    const Node* reader = only_reader(g, v);
+    if (!reader || reader->op != "Add" || reader->inputs.size() != 2) return {};
     const ValueId other = reader->inputs[reader->inputs[0] == v ? 1 : 0];
     if (g.is_constant(other) || other == v) return {};
     return {reader->name, other};
@@ -591,7 +661,7 @@ class Pruner {
                        x[0] = Tensor(v.type, v.shape);
                        std::copy_n(v.f32(), v.count(), static_cast<float*>(x[0].mutable_data()));
                      } else {
-                       take(layer.moments, reader, x[0].view(), v, each, random);
+                       take(layer.moments, draw(reader, x[0].view(), v, nullptr, each, random));
                      }
                    });
       layer.weights = weights_of(g_, n, reader.width(), reader.outputs());
