@@ -23,8 +23,9 @@ namespace {
 Tensor read_tensor_file(const fs::path& p) {
   const auto bytes = onnx::read_file(p.string());
   std::string name;
+  const Limits limits;
   return onnx::detail::read_tensor(protozero::pbf_reader(reinterpret_cast<const char*>(bytes.data()), bytes.size()),
-                                   name, {});
+                                   name, {limits});
 }
 
 // The data set keeps bfloat16 as bits in uint16.

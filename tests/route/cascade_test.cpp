@@ -162,6 +162,18 @@ TEST(Route, RefusesWhatTheNetworkDoesNotAllow) {
   EXPECT_THROW(Session(m, Route{RouteRule{2, {NAN}}, MaxProbability{0.5f}}), Error);
 }
 
+// A policy of somebody's own that asks for more than it announces does not get it.
+TEST(Route, OnlyAnnouncedSkipsHappen) {
+  struct Hasty {
+    Index skip_target() const noexcept { return 99; }
+    bool may_skip(Index) const noexcept { return false; }
+    Verdict operator()(ExitContext&) const noexcept { return {false, 0.5f, true}; }
+  };
+  const Model m = two_with_exits();
+  Session session(m, Hasty{});
+  EXPECT_EQ(session.predict(test::random_floats(m.sample_size(), 1))[0].exit, 4);
+}
+
 // An exit that is unsure of what only the large version answers: the route is found, pays, and keeps its promise.
 TEST(Route, IsChosenWhereItPays) {
   const auto made_up = [](unsigned seed) {

@@ -39,11 +39,15 @@ class Session {
       const bool last = k + 1 == exits;
       wanted_.push_back(last || policy_wants(policy_, k));
     }
-    skip_target_ = policy_skip_target(policy_);
-    for (Index k = 0; k < skip_target_; ++k)
-      OFFRAMP_REQUIRE(!policy_may_skip(policy_, k) || can_skip(k),
-                      "samples cannot go from exit " + std::to_string(k) + " to exit " + std::to_string(skip_target_) +
-                          ": the network needs there what is computed between");
+    const Index target = policy_skip_target(policy_);
+    for (Index k = 0; k < exits; ++k) {
+      may_skip_.push_back(target > 0 && policy_may_skip(policy_, k));
+      if (!may_skip_.back()) continue;
+      OFFRAMP_REQUIRE(can_skip(k, target), "samples cannot go from exit " + std::to_string(k) + " to exit " +
+                                               std::to_string(target) +
+                                               ": the network needs there what is computed between");
+      skip_target_ = target;
+    }
     full_ = full_cost_of(network_);
     every_.assign(static_cast<std::size_t>(exits), 1);
     only_last_.assign(static_cast<std::size_t>(exits), 0);
@@ -134,9 +138,9 @@ class Session {
     return {predictions_.data(), static_cast<std::size_t>(batch)};
   }
 
-  bool can_skip(Index k) const noexcept {
+  bool can_skip(Index k, Index target) const noexcept {
     if constexpr (SkippableNetwork<N>) {
-      return network_.can_skip(k, skip_target_);
+      return network_.can_skip(k, target);
     } else {
       return false;
     }
@@ -228,7 +232,8 @@ class Session {
           p.exit = k;
         }
         p.cost = own_spent;
-        const bool leave = last || (sure && v.leave), skip = !leave && v.skip && sure && k < skip_target_;
+        const bool leave = last || (sure && v.leave),
+                   skip = !leave && v.skip && sure && may_skip_[static_cast<std::size_t>(k)];
         if (skip) {
           for (Index e = k + 1; e < skip_target_; ++e)
             std::copy_n(own, width, history + static_cast<std::size_t>(e) * width);
@@ -314,8 +319,8 @@ class Session {
   std::vector<Prediction> predictions_;
   std::vector<float> probabilities_, history_, softmax_;
   std::vector<Index> live_, kept_, aside_;
-  std::vector<Cost>
-      left_out_;  // of each sample: stages and heads that it skipped; while it waits, what was spent before
+  std::vector<std::uint8_t> may_skip_;  // at each exit
+  std::vector<Cost> left_out_;          // of each sample, what it skipped; while it waits, what was spent before
   Index skip_target_ = 0, places_ = 0;
 };
 
