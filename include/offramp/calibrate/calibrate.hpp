@@ -48,6 +48,38 @@ inline Outcome full_outcome(const ExitRecords& r) {
   return o;
 }
 
+namespace detail {
+
+/// Whether anybody may leave at exit k: its head is run.
+inline bool is_in_use(const ExitRecords& r, std::span<const float> thresholds, Index k) noexcept {
+  if (k + 1 == r.exits) return false;
+  const auto own = thresholds.subspan(static_cast<std::size_t>(k * r.groups), static_cast<std::size_t>(r.groups));
+  return std::any_of(own.begin(), own.end(), [](float t) { return t < std::numeric_limits<float>::infinity(); });
+}
+
+/// What all stages and heads up to each exit take, its own included: nominal FLOPs, and what is to be saved.
+struct CostsUpto {
+  std::vector<double> flops, price;
+};
+inline CostsUpto costs_upto(const ExitRecords& r, std::span<const float> thresholds) {
+  CostsUpto all;
+  double flops = 0, price = 0;
+  for (Index k = 0; k < r.exits; ++k) {
+    const auto u = static_cast<std::size_t>(k);
+    flops += static_cast<double>(r.stages[u].flops);
+    price += r.stage_price(k);
+    if ((!r.may_skip.empty() && r.may_skip[u] != 0) || is_in_use(r, thresholds, k)) {
+      flops += static_cast<double>(r.heads[u].flops);
+      price += r.head_price(k);
+    }
+    all.flops.push_back(flops);
+    all.price.push_back(price);
+  }
+  return all;
+}
+
+}  // namespace detail
+
 /// Leaves at the first exit whose confidence reaches its threshold ([exit], or [exit][group]); an exit with nothing but
 /// infinite thresholds is off and its head is not run; the largest finite float is reached by nobody either, but the
 /// head runs, for policies that look back at it.
@@ -56,23 +88,9 @@ inline Outcome apply_thresholds(const ExitRecords& r, std::span<const float> thr
       std::all_of(thresholds.begin(), thresholds.end(), [](float t) { return std::isinf(t) && t > 0; }))
     return full_outcome(r);
   Outcome o;
-  const auto exits = static_cast<std::size_t>(r.exits), groups = static_cast<std::size_t>(r.groups);
+  const auto exits = static_cast<std::size_t>(r.exits);
   std::vector<Index> left(exits, 0), right(exits, 0);
-  std::vector<double> flops(exits, 0), price(exits, 0);
-  double flops_so_far = 0, price_so_far = 0;
-  for (std::size_t k = 0; k < exits; ++k) {
-    flops_so_far += static_cast<double>(r.stages[k].flops);
-    price_so_far += r.stage_price(static_cast<Index>(k));
-    const auto own = k + 1 < exits ? thresholds.subspan(k * groups, groups) : std::span<const float>();
-    const bool skips = !r.may_skip.empty() && r.may_skip[k] != 0;
-    if (skips ||
-        std::any_of(own.begin(), own.end(), [](float t) { return t < std::numeric_limits<float>::infinity(); })) {
-      flops_so_far += static_cast<double>(r.heads[k].flops);
-      price_so_far += r.head_price(static_cast<Index>(k));
-    }
-    flops[k] = flops_so_far;
-    price[k] = price_so_far;
-  }
+  const auto [flops, price] = detail::costs_upto(r, thresholds);
   const auto n = static_cast<double>(std::max<Index>(1, r.samples));
   for (Index i = 0; i < r.samples; ++i) {
     const Index k = exit_of(r, thresholds, i);
@@ -166,10 +184,6 @@ class ThresholdSearch {
  private:
   static constexpr float off = std::numeric_limits<float>::infinity();
 
-  bool is_on(const std::vector<float>& at, Index k) const noexcept {
-    const auto first = at.begin() + static_cast<std::ptrdiff_t>(k * r_.groups);
-    return std::any_of(first, first + static_cast<std::ptrdiff_t>(r_.groups), [](float t) { return t < off; });
-  }
   bool leaves(const std::vector<float>& at, Index i, Index k) const noexcept {
     return r_.confidence_at(i, k) >= at[static_cast<std::size_t>(k * r_.groups + r_.group_at(i, k))];
   }
@@ -182,7 +196,7 @@ class ThresholdSearch {
     std::vector<double> behind(static_cast<std::size_t>(r_.exits), 0);  // price from behind exit k to each later exit
     double so_far = 0;
     for (Index j = k + 1; j < r_.exits; ++j) {
-      so_far += r_.stage_price(j) + (j + 1 < r_.exits && is_on(at, j) ? r_.head_price(j) : 0);
+      so_far += r_.stage_price(j) + (is_in_use(r_, at, j) ? r_.head_price(j) : 0);
       behind[static_cast<std::size_t>(j)] = so_far / full_;
     }
     elsewhere_wrong_ = 0;

@@ -179,9 +179,9 @@ struct ExitRecords {
   }
 };
 
-/// The exit that sample i leaves at with these thresholds, [exit] or [exit][group].
-inline Index exit_of(const ExitRecords& r, std::span<const float> thresholds, Index i) noexcept {
-  Index k = 0;
+/// The exit that sample i leaves at with these thresholds, [exit] or [exit][group], if it has come to exit `from`.
+inline Index exit_of(const ExitRecords& r, std::span<const float> thresholds, Index i, Index from = 0) noexcept {
+  Index k = from;
   while (k + 1 < r.exits &&
          !(r.confidence_at(i, k) >= thresholds[static_cast<std::size_t>(k * r.groups + r.group_at(i, k))]))
     ++k;

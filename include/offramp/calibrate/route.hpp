@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <functional>
 #include <limits>
@@ -29,17 +30,7 @@ struct ChosenRoute {
 inline ChosenRoute choose_route(const ExitRecords& r, std::span<const float> thresholds,
                                 const std::function<bool(Index, Index)>& can_skip) {
   const double full = r.full_price();
-  std::vector<double> upto;  // price of all that is done up to each exit, its head included
-  std::vector<bool> is_on;
-  double so_far = 0;
-  for (Index k = 0; k < r.exits; ++k) {
-    bool on = false;
-    for (Index g = 0; k + 1 < r.exits && g < r.groups; ++g)
-      on = on || thresholds[static_cast<std::size_t>(k * r.groups + g)] < std::numeric_limits<float>::infinity();
-    so_far += r.stage_price(k) + (on ? r.head_price(k) : 0);
-    upto.push_back(so_far);
-    is_on.push_back(on);
-  }
+  const std::vector<double> upto = detail::costs_upto(r, thresholds).price;
   ChosenRoute best;
   for (Index target = 2; target < r.exits; ++target) {
     ChosenRoute route{{target, {}}, 0};
@@ -47,15 +38,12 @@ inline ChosenRoute choose_route(const ExitRecords& r, std::span<const float> thr
     const double past = upto[static_cast<std::size_t>(target - 1)];
     for (Index k = 0; k + 1 < target; ++k) {
       route.rule.below.push_back(-std::numeric_limits<float>::infinity());
-      if (!is_on[static_cast<std::size_t>(k)] || !can_skip(k, target)) continue;
+      if (!detail::is_in_use(r, thresholds, k) || !can_skip(k, target)) continue;
       std::vector<std::pair<float, double>> gains;  // confidence, and what skipping here saves
       for (Index i = 0; i < r.samples; ++i) {
         const Index e = exit_of(r, thresholds, i);
         if (e <= k || skipped[static_cast<std::size_t>(i)] || !std::isfinite(r.confidence_at(i, k))) continue;
-        Index f = target;
-        while (f + 1 < r.exits &&
-               r.confidence_at(i, f) < thresholds[static_cast<std::size_t>(f * r.groups + r.group_at(i, f))])
-          ++f;
+        const Index f = exit_of(r, thresholds, i, target);
         const double stays = upto[static_cast<std::size_t>(e)] - upto[static_cast<std::size_t>(k)];
         gains.emplace_back(r.confidence_at(i, k), stays - (upto[static_cast<std::size_t>(f)] - past));
       }

@@ -480,20 +480,20 @@ inline ExitCalibration calibrate_exits(const ExitScores& select, const ExitScore
   r.selected = select.samples, r.certified = options.delta ? certify.samples : 0;
   r.selection = choose_policy(select, options.target, options.kinds);
   Selection& s = r.selection;
-  JudgedTarget chosen(s, keep_exits(select, s.exits), options.target);
+  const ExitScores kept = keep_exits(select, s.exits);
+  JudgedTarget chosen(s, kept, options.target);
   r.outcome = r.full = full_outcome(chosen.for_risk());
   r.thresholds.assign(
       static_cast<std::size_t>(chosen.agreement.exits - 1) * static_cast<std::size_t>(chosen.agreement.groups),
       std::numeric_limits<float>::infinity());
   if (s.exits.empty()) return r;
   r.path = path_of(chosen.agreement);
-  const ThresholdSetting* best =
-      options.target.budget ? detail::at_target(r.path, chosen, options.target)
-                            : detail::at_validated_target(r.path, keep_exits(select, s.exits), s, options.target);
+  const ThresholdSetting* best = options.target.budget ? detail::at_target(r.path, chosen, options.target)
+                                                       : detail::at_validated_target(r.path, kept, s, options.target);
   if (const ThresholdSetting* at = best || r.path.empty() ? best : &r.path.back(); at && options.can_skip) {
-    r.route_saves = add_route(s, keep_exits(select, s.exits), options.target, chosen, *at, options.can_skip);
+    r.route_saves = add_route(s, kept, options.target, chosen, *at, options.can_skip);
     if (r.route_saves > 0) {
-      chosen = JudgedTarget(s, keep_exits(select, s.exits), options.target);
+      chosen = JudgedTarget(s, kept, options.target);
       for (ThresholdSetting& t : r.path) t.outcome = apply_thresholds(chosen.agreement, t.thresholds);
     }
   }

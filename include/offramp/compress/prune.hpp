@@ -357,10 +357,11 @@ class Pruner {
       std::mt19937_64 random(o_.seed + i);
       // Where the output is added to something, what counts is the sum: the product also makes up for what pruning did
       // to the other operand.
-      const auto [sum, other] = addition_behind(small, n.outputs[0]);
-      const bool adds = !sum.empty() && whole.contains(sum);
-      const ValueId goal = goal_behind(adds ? g_.nodes[whole[sum]].outputs[0] : source.outputs[0], left);
-      const bool rectified = is_rectified(g_, goal) && is_rectified(small, adds ? sum_of(small, sum) : n.outputs[0]);
+      const auto [addition, other] = addition_behind(small, n.outputs[0]);
+      const bool adds = addition && whole.contains(addition->name);
+      const Node &end = adds ? *addition : n, &end_in_whole = adds ? g_.nodes[whole[addition->name]] : source;
+      const ValueId goal = goal_behind(end_in_whole.outputs[0], left);
+      const bool rectified = is_rectified(g_, goal) && is_rectified(small, end.outputs[0]);
       // Both networks over the same samples, batch by batch.
       std::vector<Tensor> targets, floors;
       watch_values(g_, o_.model, {goal}, samples_, o_.batch, [&](std::size_t, const TensorView& y) {
@@ -387,9 +388,9 @@ class Pruner {
           return;
         }
         const TensorView floor = rectified ? floors[batch].view() : TensorView{};
-        equations.push_back(draw(reader, x, targets[batch].view(), rectified ? &floor : nullptr, each, random));
-        take(m, equations.back());
-        if (!rectified) equations.pop_back();
+        Equations drawn = draw(reader, x, targets[batch].view(), rectified ? &floor : nullptr, each, random);
+        take(m, drawn);
+        if (rectified) equations.push_back(std::move(drawn));
         ++batch;
       });
       const bool has_bias = n.op != "MatMul" || bias_behind(small, n, reader.outputs());
@@ -578,12 +579,6 @@ class Pruner {
     const Node* reader = only_reader(g, v);
     return reader && reader->op == "Relu";
   }
-  static ValueId sum_of(const Graph& g, const std::string& name) {
-    for (const Node& n : g.nodes) {
-      if (n.name == name) return n.outputs[0];
-    }
-    return no_value;
-  }
   // What a value of the whole network should be in one where the nodes `left` are left: behind it blocks may be gone,
   // and then it is what the last of them added up to. That holds where nothing that is left reads it in between.
   ValueId goal_behind(ValueId v, const std::set<std::string>& left) const {
@@ -600,12 +595,12 @@ class Pruner {
   }
 
   // The addition that alone reads a value and whose operands are of one shape, and its other operand.
-  static std::pair<std::string, ValueId> addition_behind(const Graph& g, ValueId v) {
+  static std::pair<const Node*, ValueId> addition_behind(const Graph& g, ValueId v) {
     const Node* reader = only_reader(g, v);
     if (!reader || reader->op != "Add" || reader->inputs.size() != 2) return {};
     const ValueId other = reader->inputs[reader->inputs[0] == v ? 1 : 0];
     if (g.is_constant(other) || other == v) return {};
-    return {reader->name, other};
+    return {reader, other};
   }
 
   Matrix solve(const Moments& m, const Matrix& start, bool has_bias) const {

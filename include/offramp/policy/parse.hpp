@@ -166,14 +166,19 @@ inline std::string policy_number(float v) {
   return {buffer, end};
 }
 
-/// `name:t,t,...` from its thresholds.
-inline std::string policy_text(std::string_view name, const std::vector<float>& thresholds) {
-  std::string s(name);
-  for (std::size_t i = 0; i < thresholds.size(); ++i) {
-    s += i ? ',' : ':';
-    s += policy_number(thresholds[i]);
+/// `t,t,...`
+inline std::string policy_numbers(const std::vector<float>& values) {
+  std::string s;
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    if (i > 0) s += ',';
+    s += policy_number(values[i]);
   }
   return s;
+}
+
+/// `name:t,t,...` from its thresholds.
+inline std::string policy_text(std::string_view name, const std::vector<float>& thresholds) {
+  return std::string(name) + (thresholds.empty() ? "" : ":") + policy_numbers(thresholds);
 }
 
 /// `outer(inner)`.
@@ -187,32 +192,15 @@ inline std::string policy_text_in(std::string_view outer, std::string_view inner
 
 /// `route(target;below,...;inner)`.
 inline std::string policy_text_in(const RouteRule& rule, std::string_view inner) {
-  std::string s = "route(" + std::to_string(rule.target);
-  for (std::size_t i = 0; i < rule.below.size(); ++i) {
-    s += i ? ',' : ';';
-    s += policy_number(rule.below[i]);
-  }
-  s += ';';
-  s += inner;
-  s += ')';
-  return s;
+  return policy_text_in("route",
+                        std::to_string(rule.target) + ";" + policy_numbers(rule.below) + ";" + std::string(inner));
 }
 
 /// A gate's text.
 inline std::string policy_text(const Gate& g) {
-  std::string s = "gate(";
-  const auto add = [&](const std::vector<float>& row) {
-    for (std::size_t i = 0; i < row.size(); ++i) {
-      if (i > 0) s += ',';
-      s += policy_number(row[i]);
-    }
-  };
-  for (const auto& row : g.weights) {
-    add(row);
-    s += ';';
-  }
-  add(g.thresholds.values());
-  return s + ')';
+  std::string s;
+  for (const auto& row : g.weights) s += policy_numbers(row) + ";";
+  return policy_text_in("gate", s + policy_numbers(g.thresholds.values()));
 }
 
 }  // namespace offramp
