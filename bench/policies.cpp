@@ -100,7 +100,7 @@ Rule ours(const ExitScores& known, const ExitScores& test, Truth truth) {
     const ExitRecords a = judge_with(s, some, truth), b = judge_with(s, other, truth);
     const ExitRecords found = search == truth ? a : judge_with(s, some, search);
     const auto path = denser_path(found, threshold_path(found, 120));
-    const auto risks = validated_risks(path, some, s, risk, search);
+    const auto risks = validated_risks(validated_losses(path, some, s, risk, search));
     for (std::size_t i = 0; i < path.size(); ++i) {
       r.points.push_back(point_of(a, b, path[i].thresholds));
       r.points.back().known_drop = risks[i].mean;

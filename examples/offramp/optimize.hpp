@@ -336,9 +336,14 @@ class Optimizer {
       if (!f.selection.exits.empty()) {
         f.path = offramp::path_of(records_of(f.selection, scores, offramp::Truth::full_network));
         // As strict as the certificate will probably have it: else forms would be compared where none of them ends up.
-        likely = offramp::forecast_certified(records_of(f.selection, scores, truth_of(target_.risk)), f.path,
-                                             {target_.risk, target_.epsilon, (1 - o_.confidence) / 2, false},
-                                             certify_.count());
+        const offramp::CertificateOptions asked{target_.risk, target_.epsilon, (1 - o_.confidence) / 2, false};
+        const auto losses =
+            offramp::losses_along(records_of(f.selection, scores, truth_of(target_.risk)), f.path, target_.risk);
+        const std::size_t first = offramp::safest_of(losses, asked, certify_.count());
+        const std::size_t passed =
+            offramp::forecast_certified(std::span(losses).subspan(first), asked, certify_.count());
+        f.path.erase(f.path.begin(), f.path.begin() + static_cast<std::ptrdiff_t>(first));
+        if (passed > 0) likely = &f.path[passed - 1];
       }
       if (!likely || !offramp::has_early_exits(likely->thresholds)) {
         f.rejected = "no exit pays for itself at this risk";

@@ -89,6 +89,44 @@ TEST(Certificate, StopsAtTheFirstSettingThatFails) {
   EXPECT_THROW(certify_thresholds(chosen, path, {Risk::disagreement, 0.1, 1, false}), Error);
 }
 
+// Where exits err apart from the network, a strict setting's first losses would end a walk that begins with it, though
+// laxer settings win answers.
+TEST(Certificate, BeginsWhereItIsSafest) {
+  const std::vector<LossCount> counted{{2000, 0, 0}, {2000, 3, 1}, {2000, 30, 45}, {2000, 60, 52}, {2000, 90, 40}};
+  const CertificateOptions drop{Risk::accuracy_drop, 0.002, 0.1, false};
+  EXPECT_EQ(safest_of(counted, drop, 3000), 2U);
+  EXPECT_GT(forecast_p_value(counted[1], drop, 3000), drop.delta);
+  EXPECT_EQ(forecast_certified(counted, drop, 3000), 1U);
+  EXPECT_EQ(forecast_certified(std::span(counted).subspan(2), drop, 3000), 1U);
+  // Answers that differ never become fewer along a path, and what is safe over all need not be so in each class.
+  EXPECT_EQ(safest_of(counted, {Risk::disagreement, 0.002, 0.1, false}, 3000), 0U);
+  EXPECT_EQ(safest_of(counted, {Risk::accuracy_drop, 0.002, 0.1, true}, 3000), 0U);
+  EXPECT_EQ(safest_of({}, drop, 3000), 0U);
+
+  // The same on records: one early exit, whose surest samples lose answers and whose next ones win twice as many.
+  ExitRecords r;
+  r.samples = 6000, r.exits = 2;
+  r.stages = {Cost::plain(10), Cost::plain(90)};
+  r.heads = {Cost::plain(1), {}};
+  for (Index i = 0; i < r.samples; ++i) {
+    const bool first = i < 600, changed = i % 60 == 0 && i < 3000;
+    r.confidence.insert(r.confidence.end(), {1 - static_cast<float>(i) / 6000, 1.0f});
+    r.right.insert(r.right.end(),
+                   {static_cast<std::uint8_t>(!changed || !first), static_cast<std::uint8_t>(!changed || first)});
+    r.full.push_back(r.right.back());
+  }
+  std::vector<ThresholdSetting> path;
+  for (const float t : {0.95f, 0.905f, 0.75f, 0.55f}) path.push_back({{t}, apply_thresholds(r, std::vector{t})});
+  const auto counts = losses_along(r, path, Risk::accuracy_drop);
+  EXPECT_EQ(counts[1].lost, 10);
+  EXPECT_EQ(counts[3].won, 36);
+  const CertificateOptions o{Risk::accuracy_drop, 0.001, 0.1, false};
+  EXPECT_FALSE(certify_thresholds(r, path, o).has_exits);
+  const auto c = certify_thresholds(r, std::span(path).subspan(safest_of(counts, o, r.samples)), o);
+  ASSERT_TRUE(c.has_exits);
+  EXPECT_EQ(c.thresholds, path[3].thresholds);
+}
+
 // Among many draws of the calibration data the true risk is above epsilon in at most a share delta.
 TEST(Certificate, HoldsOverRepeatedDraws) {
   const auto path = threshold_path(records(2000, 0.1, 1));

@@ -39,11 +39,21 @@ TEST(Select, LeavesOutWhatDoesNotPay) {
   EXPECT_EQ(chosen.tried.size(), 5U);
 }
 
-TEST(Select, AtMostOneHeadAPlace) {
-  const ExitScores s = made_up(2000, 2);
+// A cheap head for the easiest samples, and a dear one behind it at the same place for others.
+TEST(Select, TwoHeadsShareAPlaceWhereBothPay) {
+  ExitScores s = made_up(3000, 2);
+  s.stages = {Cost::plain(10), {}, {}, Cost::plain(90)};
+  s.heads = {Cost::plain(1), Cost::plain(1), Cost::plain(10), {}};
   SelectionTarget target;
   target.epsilon = 0.03;
   const std::vector<std::size_t> one{0, 0, 0};
+  EXPECT_GT(choose_heads(s, one, target).size(), 1U);
+  // Not where the dear one says the same.
+  const auto row = [&](Index i, Index k) { return s.scores.begin() + (i * s.exits + k) * s.classes; };
+  for (Index i = 0; i < s.samples; ++i) {
+    std::copy_n(row(i, 0), s.classes, row(i, 1));
+    std::copy_n(row(i, 0), s.classes, row(i, 2));
+  }
   EXPECT_LE(choose_heads(s, one, target).size(), 1U);
 }
 
@@ -103,13 +113,12 @@ TEST(Select, ForecastIsWhatMoreSuchSamplesCertify) {
   const ExitRecords r = judge(s, MaxProbability{0.5f}, Truth::full_network);
   const auto path = threshold_path(r);
   const CertificateOptions o{Risk::disagreement, 0.03, 0.1, false};
-  const ThresholdSetting* same = forecast_certified(r, path, o, s.samples);
-  ASSERT_NE(same, nullptr);
-  EXPECT_EQ(same->thresholds, certify_thresholds(r, path, o).thresholds);
-  const ThresholdSetting* more = forecast_certified(r, path, o, 50 * s.samples);
-  ASSERT_NE(more, nullptr);
-  EXPECT_LT(more->outcome.mean_price, same->outcome.mean_price);
-  EXPECT_EQ(forecast_certified(r, path, {Risk::disagreement, 1e-5, 0.1, false}, 10), nullptr);
+  const auto losses = losses_along(r, path, o.risk);
+  const std::size_t same = forecast_certified(losses, o, s.samples);
+  ASSERT_GT(same, 0U);
+  EXPECT_EQ(path[same - 1].thresholds, certify_thresholds(r, path, o).thresholds);
+  EXPECT_GT(forecast_certified(losses, o, 50 * s.samples), same);
+  EXPECT_EQ(forecast_certified(losses, {Risk::disagreement, 1e-5, 0.1, false}, 10), 0U);
 }
 
 TEST(Confidence, TemperatureIsFoundAgain) {

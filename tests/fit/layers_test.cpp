@@ -180,6 +180,40 @@ TEST(TrainableHead, LearnsAndIsWrittenAsItIs) {
   }
 }
 
+TEST(TrainableHead, AveragesWhatItWasAndGivesWayToIt) {
+  const MapShape s{6, 5, 5, false};
+  for (const HeadDesign& design : head_designs(s)) {
+    TrainableHead head(design, s, 3, 5);
+    TrainableHead::Weights average, first, last;
+    head.average_into(first, 1);
+    head.average_into(average, 1);
+    EXPECT_EQ(average, first);
+    for (Parameter* p : head.parameters()) {
+      for (float& v : p->value) v += 1;
+    }
+    head.average_into(last, 1);
+    head.average_into(average, 0.25f);
+    const Map in = random_map(4, 5, 5, 6, 1);
+    const auto scores = [&] {
+      head.forward_features(in, false);
+      return head.forward_scores(nullptr, false).values;
+    };
+    const auto now = scores();
+    const auto kept = average;
+    head.swap(average);
+    EXPECT_EQ(average, last);
+    const bool learns = !design.class_means || !design.convolutions.empty();
+    EXPECT_EQ(scores() == now, !learns) << design.name;
+    head.swap(average);
+    EXPECT_EQ(scores(), now);
+    EXPECT_EQ(average, kept);
+    for (std::size_t i = 0; i < kept.size(); ++i) {
+      for (std::size_t j = 0; j < kept[i].size(); ++j)
+        EXPECT_FLOAT_EQ(kept[i][j], first[i][j] + 0.25f * (last[i][j] - first[i][j])) << design.name;
+    }
+  }
+}
+
 TEST(TrainableHead, ReadingAnEarlierExitChangesNothingUntilItLearns) {
   const MapShape s{8, 1, 1, false};
   HeadDesign design;

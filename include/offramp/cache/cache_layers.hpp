@@ -363,9 +363,6 @@ class Cacher {
     for (std::size_t i = 0; i < kept.size(); ++i) {
       fit::PlacedHead h = std::move(heads[static_cast<std::size_t>(kept[i])]);
       h.threshold = thresholds[i];
-      h.dropped = false;
-      h.best.clear();
-      h.best_loss = std::numeric_limits<double>::infinity();
       if (options_.read_earlier && i > 0 && !h.head->design().class_means) {
         h.head->read_earlier();
         h.earlier = static_cast<int>(i) - 1;

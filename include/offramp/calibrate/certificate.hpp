@@ -161,15 +161,17 @@ struct CertificateOptions {
   bool per_class = false;  ///< the risk is to hold within each class, by label or by the full network's answer
 };
 
+/// How many of n answers became wrong and right.
+struct LossCount {
+  Index n = 0, lost = 0, won = 0;
+};
+
 namespace detail {
 
-/// Losses of one setting: how many answers became wrong and right, over all and in each class.
+/// Losses of one setting, over all and in each class.
 struct Losses {
-  struct Count {
-    Index n = 0, lost = 0, won = 0;
-  };
-  Count all;
-  std::vector<Count> classes;
+  LossCount all;
+  std::vector<LossCount> classes;
 };
 
 inline Losses losses_of(const ExitRecords& r, std::span<const float> thresholds, Risk risk, bool per_class) {
@@ -177,7 +179,7 @@ inline Losses losses_of(const ExitRecords& r, std::span<const float> thresholds,
   for (Index i = 0; i < r.samples; ++i) {
     const Index k = exit_of(r, thresholds, i);
     const bool right = r.right_at(i, k), before = risk == Risk::disagreement || r.full_right(i);
-    const auto add = [&](Losses::Count& c) {
+    const auto add = [&](LossCount& c) {
       ++c.n;
       c.lost += before && !right;
       c.won += !before && right;
@@ -191,7 +193,7 @@ inline Losses losses_of(const ExitRecords& r, std::span<const float> thresholds,
   return l;
 }
 
-inline double p_value_of(const Losses::Count& c, Risk risk, double epsilon, double delta) noexcept {
+inline double p_value_of(const LossCount& c, Risk risk, double epsilon, double delta) noexcept {
   return risk == Risk::disagreement ? binomial_p_value(c.lost, c.n, epsilon)
                                     : paired_p_value(c.lost, c.won, c.n, epsilon, std::min(1e-3, delta / 10));
 }
@@ -236,22 +238,44 @@ inline CertifiedThresholds certify_thresholds(const ExitRecords& calibration,
   return best;
 }
 
-/// The last setting that `samples` further samples would certify if they were like these, which may have found the
-/// settings: a forecast, to compare networks by before the samples that certify are looked at. Null where there is
-/// none.
-inline const ThresholdSetting* forecast_certified(const ExitRecords& records,
-                                                  const std::vector<ThresholdSetting>& settings,
-                                                  const CertificateOptions& options, Index samples) {
-  const double ratio = static_cast<double>(samples) / static_cast<double>(std::max<Index>(1, records.samples));
+/// The p-value that `samples` further samples would give a setting if they were like those that were counted.
+inline double forecast_p_value(const LossCount& counted, const CertificateOptions& options, Index samples) noexcept {
+  const double ratio = static_cast<double>(samples) / static_cast<double>(std::max<Index>(1, counted.n));
   const auto scaled = [&](Index n) { return static_cast<Index>(std::llround(static_cast<double>(n) * ratio)); };
-  const ThresholdSetting* best = nullptr;
-  for (const ThresholdSetting& s : settings) {
-    const auto seen = detail::losses_of(records, s.thresholds, options.risk, false).all;
-    const detail::Losses::Count more{samples, scaled(seen.lost), scaled(seen.won)};
-    if (detail::p_value_of(more, options.risk, options.epsilon, options.delta) > options.delta) break;
-    best = &s;
+  return detail::p_value_of({samples, scaled(counted.lost), scaled(counted.won)}, options.risk, options.epsilon,
+                            options.delta);
+}
+
+/// Where among settings a certificate from `samples` samples had best begin: at the one that it fails least likely, by
+/// what other samples lost. That is the strictest but for losses of accuracy, where laxer settings may win answers, as
+/// in cascades of networks that err apart: there the first losses of a strict setting would end the walk.
+inline std::size_t safest_of(std::span<const LossCount> counted, const CertificateOptions& options, Index samples) {
+  if (options.risk == Risk::disagreement || options.per_class) return 0;
+  std::size_t safest = 0;
+  double least = 2;
+  for (std::size_t i = 0; i < counted.size(); ++i) {
+    const double p = forecast_p_value(counted[i], options, samples);
+    if (p < least) least = p, safest = i;
   }
-  return best;
+  return safest;
+}
+
+/// What each of these settings loses on records, which may have found the settings.
+inline std::vector<LossCount> losses_along(const ExitRecords& records, std::span<const ThresholdSetting> settings,
+                                           Risk risk) {
+  std::vector<LossCount> counts;
+  for (const ThresholdSetting& s : settings)
+    counts.push_back(detail::losses_of(records, s.thresholds, risk, false).all);
+  return counts;
+}
+
+/// How many settings, from the first on, `samples` further samples would certify if they were like those that were
+/// counted: a forecast, to compare networks by before the samples that certify are looked at.
+inline std::size_t forecast_certified(std::span<const LossCount> counted, const CertificateOptions& options,
+                                      Index samples) {
+  std::size_t passed = 0;
+  while (passed < counted.size() && forecast_p_value(counted[passed], options, samples) <= options.delta) ++passed;
+  return passed;
 }
 
 /// What can be said of one setting that was chosen without these data: the smallest disagreement that they rule out

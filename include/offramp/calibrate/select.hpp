@@ -185,9 +185,10 @@ inline double value_at(const JudgedTarget& judged, const SelectionTarget& target
 
 }  // namespace detail
 
-/// Chooses heads among many: at most one a place, each time the one that saves most, then those out that do not pay any
-/// more, until nothing helps; for a range of fines, of which the set that does best at the target is kept.
-/// `place_of[i]` is the place of exit i; exits are in order of place.
+/// Chooses heads among many: each time the one that saves most, instead of those that its place has or behind them (a
+/// cheap head for easy samples, a dear one for others), then those out that do not pay any more, until nothing helps;
+/// for a range of fines, of which the set that does best at the target is kept. `place_of[i]` is the place of exit i;
+/// exits are in order of place, those of a place in order of cost.
 inline std::vector<Index> choose_heads(const ExitScores& scores, std::span<const std::size_t> place_of,
                                        const SelectionTarget& target) {
   constexpr double least_gain = 0.004;
@@ -209,13 +210,17 @@ inline std::vector<Index> choose_heads(const ExitScores& scores, std::span<const
       std::vector<Index> chosen;
       for (Index k = 0; k + 1 < scores.exits; ++k) {
         if (std::count(kept.begin(), kept.end(), k) > 0) continue;
-        std::vector<Index> trial;
+        std::vector<Index> alone;
         for (const Index j : kept) {
-          if (place_of[static_cast<std::size_t>(j)] != place_of[static_cast<std::size_t>(k)]) trial.push_back(j);
+          if (place_of[static_cast<std::size_t>(j)] != place_of[static_cast<std::size_t>(k)]) alone.push_back(j);
         }
-        trial.insert(std::upper_bound(trial.begin(), trial.end(), k), k);
-        const double v = loss(trial, fine);
-        if (v < best) best = v, chosen = std::move(trial);
+        std::vector<std::vector<Index>> trials{alone};
+        if (alone.size() < kept.size()) trials.push_back(kept);
+        for (std::vector<Index>& trial : trials) {
+          trial.insert(std::upper_bound(trial.begin(), trial.end(), k), k);
+          const double v = loss(trial, fine);
+          if (v < best) best = v, chosen = std::move(trial);
+        }
       }
       if (chosen.empty() || !(best < current - least_gain)) break;
       kept = std::move(chosen);
@@ -271,7 +276,7 @@ inline bool last_ensemble_pays(const Confidence& by, const ExitScores& scores, c
     better += joined.right_at(i, last) && !own.right_at(i, last);
     worse += !joined.right_at(i, last) && own.right_at(i, last);
   }
-  return better - worse > std::sqrt(better + worse) / 2;
+  return better - worse > 2 * std::sqrt(better + worse);  // surely: a wrong guess can cost the whole certificate
 }
 
 }  // namespace detail
@@ -356,18 +361,13 @@ inline Selection choose_policy(const ExitScores& scores, const SelectionTarget& 
   return best;
 }
 
-/// A risk as cross-validation estimates it.
-struct ValidatedRisk {
-  double mean = 0, standard_error = 0;
-};
-
-/// The risk of each setting of a path that was found by `truth` on these samples, by five-fold cross-validation.
+/// What each setting of a path that was found by `truth` on these samples loses, by five-fold cross-validation.
 /// Settings of the folds' paths are matched by the share of wrong answers on the samples that found them: what a path
 /// promises of its own samples is more than it keeps for others, and the folds tell how much more.
-inline std::vector<ValidatedRisk> validated_risks(const std::vector<ThresholdSetting>& path, const ExitScores& scores,
-                                                  const Confidence& by, Risk risk, Truth truth) {
+inline std::vector<LossCount> validated_losses(const std::vector<ThresholdSetting>& path, const ExitScores& scores,
+                                               const Confidence& by, Risk risk, Truth truth) {
   constexpr Index folds = 5;
-  std::vector<Index> lost(path.size(), 0), won(path.size(), 0);
+  std::vector<LossCount> counts(path.size());
   for (Index f = 0; f < folds; ++f) {
     std::vector<Index> learn, check;
     for (Index i = 0; i < scores.samples; ++i) (i % folds == f ? check : learn).push_back(i);
@@ -376,23 +376,34 @@ inline std::vector<ValidatedRisk> validated_risks(const std::vector<ThresholdSet
     const auto own = threshold_path(judge_with(learned, a, truth), 120);
     const ExitRecords unknown = judge_with(learned, b, truth_of(risk));
     std::size_t at = 0, judged_at = own.size();
-    detail::Losses losses;
+    LossCount here;
     for (std::size_t i = 0; i < path.size() && !own.empty(); ++i) {
       while (at + 1 < own.size() && own[at + 1].outcome.accuracy >= path[i].outcome.accuracy - 1e-12) ++at;
-      if (at != judged_at) losses = detail::losses_of(unknown, own[at].thresholds, risk, false), judged_at = at;
-      lost[i] += losses.all.lost;
-      won[i] += losses.all.won;
+      if (at != judged_at) here = detail::losses_of(unknown, own[at].thresholds, risk, false).all, judged_at = at;
+      counts[i].n += here.n;
+      counts[i].lost += here.lost;
+      counts[i].won += here.won;
     }
   }
-  // Isotonic regression: along a path the risk grows, and what shrinks in the estimate is noise.
+  return counts;
+}
+
+/// A risk as cross-validation estimates it.
+struct ValidatedRisk {
+  double mean = 0, standard_error = 0;
+};
+
+/// The risks of settings along a path from what they lost, by isotonic regression: along a path the risk grows, and
+/// what shrinks in the estimate is noise.
+inline std::vector<ValidatedRisk> validated_risks(std::span<const LossCount> counts) {
   struct Block {
     double lost, changed;
     std::size_t count;
     double mean() const noexcept { return lost / static_cast<double>(count); }
   };
   std::vector<Block> blocks;
-  for (std::size_t i = 0; i < path.size(); ++i) {
-    blocks.push_back({static_cast<double>(lost[i] - won[i]), static_cast<double>(lost[i] + won[i]), 1});
+  for (const LossCount& c : counts) {
+    blocks.push_back({static_cast<double>(c.lost - c.won), static_cast<double>(c.lost + c.won), 1});
     while (blocks.size() > 1 && blocks[blocks.size() - 2].mean() >= blocks.back().mean()) {
       Block& into = blocks[blocks.size() - 2];
       into.lost += blocks.back().lost, into.changed += blocks.back().changed, into.count += blocks.back().count;
@@ -400,7 +411,7 @@ inline std::vector<ValidatedRisk> validated_risks(const std::vector<ThresholdSet
     }
   }
   std::vector<ValidatedRisk> risks;
-  const auto n = static_cast<double>(std::max<Index>(1, scores.samples));
+  const auto n = static_cast<double>(counts.empty() ? 1 : std::max<Index>(1, counts.front().n));
   for (const Block& b : blocks)
     risks.insert(risks.end(), b.count, {b.mean() / n, std::sqrt(b.changed / static_cast<double>(b.count)) / n});
   return risks;
@@ -409,10 +420,10 @@ inline std::vector<ValidatedRisk> validated_risks(const std::vector<ThresholdSet
 namespace detail {
 
 /// The last setting of a path whose risk, by cross-validation, is as allowed, up to a quarter of a standard error.
-inline const ThresholdSetting* at_validated_target(const std::vector<ThresholdSetting>& path, const ExitScores& scores,
-                                                   const Confidence& by, const SelectionTarget& target) {
+inline const ThresholdSetting* at_validated_target(const std::vector<ThresholdSetting>& path,
+                                                   std::span<const LossCount> counts, const SelectionTarget& target) {
   constexpr double alike = 0.001;  // share of answers that differ, below which labels tell nothing
-  const std::vector<ValidatedRisk> risks = validated_risks(path, scores, by, target.risk, Truth::full_network);
+  const std::vector<ValidatedRisk> risks = validated_risks(counts);
   const ThresholdSetting* best = nullptr;
   for (std::size_t i = 0; i < path.size(); ++i) {
     const bool is_alike = target.risk == Risk::accuracy_drop && path[i].outcome.accuracy >= 1 - alike;
@@ -488,8 +499,10 @@ inline ExitCalibration calibrate_exits(const ExitScores& select, const ExitScore
       std::numeric_limits<float>::infinity());
   if (s.exits.empty()) return r;
   r.path = path_of(chosen.agreement);
+  std::vector<LossCount> validated;
+  if (!options.target.budget) validated = validated_losses(r.path, kept, s, options.target.risk, Truth::full_network);
   const ThresholdSetting* best = options.target.budget ? detail::at_target(r.path, chosen, options.target)
-                                                       : detail::at_validated_target(r.path, kept, s, options.target);
+                                                       : detail::at_validated_target(r.path, validated, options.target);
   if (const ThresholdSetting* at = best || r.path.empty() ? best : &r.path.back(); at && options.can_skip) {
     r.route_saves = add_route(s, kept, options.target, chosen, *at, options.can_skip);
     if (r.route_saves > 0) {
@@ -502,7 +515,7 @@ inline ExitCalibration calibrate_exits(const ExitScores& select, const ExitScore
     CertifiedThresholds c;
     if (!options.target.budget) {
       CertificateOptions o{options.target.risk, options.target.epsilon, *options.delta, options.per_class};
-      c = certify_thresholds(fresh.for_risk(), r.path, o);
+      c = certify_thresholds(fresh.for_risk(), std::span(r.path).subspan(safest_of(validated, o, certify.samples)), o);
     } else if (best) {
       c = certified_alone(fresh.agreement, best->thresholds, *options.delta);
     }

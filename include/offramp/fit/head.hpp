@@ -122,20 +122,28 @@ class TrainableHead {
     return all;
   }
 
-  /// Weights and statistics, to come back to.
-  std::vector<std::vector<float>> snapshot() const {
-    std::vector<std::vector<float>> s;
+  /// Weights and statistics, one array a parameter.
+  using Weights = std::vector<std::vector<float>>;
+
+  /// Moves an average of what the weights and statistics were by `share` of the way to what they are.
+  void average_into(Weights& average, float share) const {
+    std::size_t at = 0;
+    const auto add = [&](const std::vector<float>& now) {
+      if (at == average.size()) average.push_back(now);
+      std::vector<float>& mean = average[at++];
+      for (std::size_t i = 0; i < mean.size(); ++i) mean[i] += share * (now[i] - mean[i]);
+    };
     for (const auto& layer : layers_) {
-      for (const Parameter* p : layer->parameters()) s.push_back(p->value);
-      for (const std::vector<float>* v : layer->statistics()) s.push_back(*v);
+      for (const Parameter* p : layer->parameters()) add(p->value);
+      for (const std::vector<float>* v : layer->statistics()) add(*v);
     }
-    return s;
   }
-  void restore(const std::vector<std::vector<float>>& s) {
+  /// Takes other weights and statistics, and leaves its own in their place.
+  void swap(Weights& other) {
     std::size_t at = 0;
     for (const auto& layer : layers_) {
-      for (Parameter* p : layer->parameters()) p->value = s[at++];
-      for (std::vector<float>* v : layer->statistics()) *v = s[at++];
+      for (Parameter* p : layer->parameters()) p->value.swap(other[at++]);
+      for (std::vector<float>* v : layer->statistics()) v->swap(other[at++]);
     }
   }
 

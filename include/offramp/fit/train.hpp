@@ -167,6 +167,13 @@ inline float rate_at(float rate, Index done, Index total) noexcept {
   return rate * warm * 0.5f * (1 + std::cos(3.14159265f * at));
 }
 
+/// How far an average of weights moves to those of step `done`, from 1: it spans about the last ninth of all steps
+/// (polynomial-decay averaging: Shamir & Zhang, ICML 2013, section 4). One step alone says little of a head while the
+/// rate is high.
+inline float share_of_average(Index done) noexcept {
+  return 9.0f / (static_cast<float>(done) + 8.0f);
+}
+
 /// A head at a place of a backbone.
 struct PlacedHead {
   std::size_t place = 0;
@@ -175,7 +182,8 @@ struct PlacedHead {
   float threshold = std::numeric_limits<float>::infinity();    ///< of its largest probability, for reach; infinite:
                                                                ///< nobody leaves here
   double best_loss = std::numeric_limits<double>::infinity();  ///< on the held-out part
-  std::vector<std::vector<float>> best;
+  TrainableHead::Weights average, best;
+  Index steps = 0;              ///< that it learned in
   double behind = 0, cost = 0;  ///< FLOPs behind its place, and its own; what halving weighs against each other
   bool dropped = false;         ///< by halving: it keeps what it learned so far
 };
@@ -198,7 +206,8 @@ struct TrainData {
   std::span<const Index> labels;
 };
 
-/// Trains all heads together; each ends with the weights that were best on the held-out samples.
+/// Trains all heads together, from the weights that they have. What is judged is the average of a head's last weights;
+/// each head ends with the one that was best on the held-out samples.
 /// `progress(done, total)` is called after each batch.
 template <class Progress>
 void train_heads(const Backbone& backbone, std::vector<PlacedHead>& heads, const TrainData& data,
@@ -209,6 +218,13 @@ void train_heads(const Backbone& backbone, std::vector<PlacedHead>& heads, const
               held = static_cast<Index>(data.held_out.size()) / size;
   OFFRAMP_REQUIRE(samples > 0 && held > 0, "there are no samples to train exit heads on");
   const Index steps = (samples + options.batch - 1) / options.batch, total = steps * options.epochs;
+  for (PlacedHead& p : heads) {
+    p.best_loss = std::numeric_limits<double>::infinity();
+    p.steps = 0;
+    p.dropped = false;
+    p.average.clear(), p.best.clear();
+    p.head->average_into(p.average, 1);
+  }
   std::vector<Index> order(static_cast<std::size_t>(samples)), stale(heads.size(), 0);
   std::iota(order.begin(), order.end(), Index{0});
   std::mt19937_64 random(options.seed);
@@ -261,6 +277,7 @@ void train_heads(const Backbone& backbone, std::vector<PlacedHead>& heads, const
     std::vector<double> loss(heads.size(), 0.0);
     std::vector<std::vector<SureAnswer>> answers(heads.size());
     targets.labels.clear();
+    for (PlacedHead& p : heads) p.head->swap(p.average);
     for (Index first = 0; first < held; first += options.batch) {
       const Index n = std::min(options.batch, held - first);
       run(data.held_out.subspan(static_cast<std::size_t>(first) * width, static_cast<std::size_t>(n) * width), n,
@@ -275,11 +292,12 @@ void train_heads(const Backbone& backbone, std::vector<PlacedHead>& heads, const
         add_answers(said, targets, answers[h]);
       }
     }
+    for (PlacedHead& p : heads) p.head->swap(p.average);
     for (std::size_t h = 0; h < heads.size(); ++h) {
       if (heads[h].dropped) continue;
       if (loss[h] < heads[h].best_loss) {
         heads[h].best_loss = loss[h];
-        heads[h].best = heads[h].head->snapshot();
+        heads[h].best = heads[h].average;
         stale[h] = 0;
       } else {
         ++stale[h];
@@ -321,8 +339,10 @@ void train_heads(const Backbone& backbone, std::vector<PlacedHead>& heads, const
       const float rate = rate_at(options.rate, done, total);
       parallel(backbone.pool(), static_cast<Index>(heads.size()), [&](Index h) {
         const auto u = static_cast<std::size_t>(h);
-        if (!heads[u].dropped && stale[u] < options.patience)
-          heads[u].head->learn(maps[heads[u].place], targets, weights[u], rate);
+        PlacedHead& p = heads[u];
+        if (p.dropped || stale[u] >= options.patience) return;
+        p.head->learn(maps[p.place], targets, weights[u], rate);
+        p.head->average_into(p.average, share_of_average(++p.steps));
       });
       progress(++done, total);
       for (; next != options.halvings.end() && static_cast<double>(done) >= next->at * static_cast<double>(total);
@@ -332,7 +352,8 @@ void train_heads(const Backbone& backbone, std::vector<PlacedHead>& heads, const
     check();
   }
   for (PlacedHead& p : heads) {
-    if (!p.best.empty()) p.head->restore(p.best);
+    if (!p.best.empty()) p.head->swap(p.best);
+    p.best.clear(), p.average.clear();
   }
 }
 
