@@ -364,6 +364,47 @@ TEST(Prune, ByLatencyIsFasterHere) {
   EXPECT_LT(r.flops, r.full_flops);
 }
 
+// Memory of a fit grows with the square of what a product reads: what too wide ones read stays, and so do they.
+TEST(Prune, LeavesWhatIsTooWideToFit) {
+  test::Builder b;
+  b.g.opset = 13;
+  const std::vector<Index> pads{1, 1, 1, 1};
+  auto x = b.input("input", {dynamic, 3, 4, 4});
+  x = b.node("Relu", {b.node("Conv", {x, b.constant({16, 3, 3, 3}, 1), b.constant({16}, 2)}, {{"pads", pads}})});
+  x = b.node("Relu", {b.node("Conv", {x, b.constant({16, 16, 3, 3}, 3), b.constant({16}, 4)}, {{"pads", pads}})});
+  x = b.node("Flatten", {x}, {{"axis", Index{1}}});
+  const ValueId weights = b.constant({256, 5}, 5);
+  b.output(b.node("Gemm", {x, weights, b.constant({5}, 6)}), "logits");
+  const Model model(b.g);
+  const auto data = test::random_floats(64 * 48, 3);
+  PruneOptions o;
+  o.share = 0.3;
+  o.granularity = 1;
+  const auto outputs = [](const PruneResult& r) {
+    std::vector<Index> kept;
+    for (const Node& n : r.graph.nodes) {
+      if (n.op == "Conv") kept.push_back(r.graph[n.inputs[1]].constant.shape()[0]);
+    }
+    return kept;
+  };
+  EXPECT_LT(outputs(prune(model, data, o))[1], 16);
+  o.widest = 200;  // the dense layer reads 256 numbers
+  const PruneResult r = prune(model, data, o);
+  EXPECT_LT(outputs(r)[0], 16);
+  EXPECT_EQ(outputs(r)[1], 16);
+  for (const Node& n : r.graph.nodes) {
+    if (n.op != "Gemm") continue;
+    std::vector<float> left, before;  // perhaps transposed
+    for (const float w : r.graph[n.inputs[1]].constant.values<float>()) left.push_back(w);
+    for (const float w : b.g[weights].constant.values<float>()) before.push_back(w);
+    std::sort(left.begin(), left.end());
+    std::sort(before.begin(), before.end());
+    EXPECT_EQ(left, before);
+  }
+  o.widest = 1;
+  EXPECT_THROW(prune(model, data, o), Error);
+}
+
 TEST(Prune, BadBudgetsAndDataAreErrors) {
   const Model model(test::residual_network());
   const auto x = test::random_floats(32 * 192, 3);

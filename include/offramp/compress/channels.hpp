@@ -50,6 +50,10 @@ class ChannelClasses {
   Index count() const noexcept { return static_cast<Index>(removable_.size()); }
   /// Whether a class may be removed: it is neither part of an input or output nor touched by an unknown operator.
   bool removable(int c) const noexcept { return removable_[static_cast<std::size_t>(c)]; }
+  /// A class stays from now on.
+  void keep(int c) noexcept {
+    if (c != none) removable_[static_cast<std::size_t>(c)] = false;
+  }
   const std::vector<Product>& products() const noexcept { return products_; }
   const std::vector<InnerProduct>& inner_products() const noexcept { return inner_products_; }
   /// Outputs of one product that belong to a class: 1, or what a head of attention has.
@@ -431,9 +435,7 @@ class ChannelClasses {
         if (std::find(n.inputs.begin(), n.inputs.end(), v) == n.inputs.end()) continue;
         const auto& sum = of(n.outputs[0]);
         if (!find_binary(n.op) || sum.size() != met.size()) {  // its zeros must stay where they are
-          for (const int c : met) {
-            if (c != none) removable_[static_cast<std::size_t>(c)] = false;
-          }
+          for (const int c : met) keep(c);
           continue;
         }
         for (std::size_t i = 0; i < met.size(); ++i) met[i] = met[i] == none ? sum[i] : met[i];
@@ -442,9 +444,7 @@ class ChannelClasses {
     }
     for (Product& p : products_) {
       if (std::find(p.in.begin(), p.in.end(), none) == p.in.end()) continue;
-      for (const int c : p.in) {
-        if (c != none) removable_[static_cast<std::size_t>(c)] = false;
-      }
+      for (const int c : p.in) keep(c);
     }
   }
 

@@ -54,6 +54,8 @@ struct PruneOptions {
   Index fit_samples = 1000;   ///< from the front, that choose and that least squares read; distillation reads all
   Index batch = 16;           ///< samples at a time
   Index rows = 48'000;        ///< equations for each least-squares fit
+  Index widest = 8192;        ///< numbers that a product may read and still be fitted (memory grows with the square);
+                              ///< what wider ones read stays, and they are left as they are
   double ridge = 1e-3;        ///< pull to the weights before the fit, as a share of the mean square of what they read
   std::uint64_t seed = 0;
 
@@ -244,6 +246,11 @@ class Pruner {
         o_(o),
         shapes_(infer_batch(g, o.model, 2)),
         classes_(g_, shapes_) {
+    for (const auto& p : classes_.products()) {
+      if (is_too_wide(p)) {
+        for (const int c : p.in) classes_.keep(c);
+      }
+    }
     now_.removed.assign(static_cast<std::size_t>(classes_.count()), false);
     members_.resize(static_cast<std::size_t>(classes_.count()));
   }
@@ -332,7 +339,7 @@ class Pruner {
     for (std::size_t i = 0; i < g_.nodes.size(); ++i) whole[g_.nodes[i].name] = i;
     std::set<std::string> products;
     for (const auto& p : classes_.products()) {
-      if (!p.depthwise) products.insert(g_.nodes[p.node].name);
+      if (!p.depthwise && !is_too_wide(p)) products.insert(g_.nodes[p.node].name);
     }
     constexpr int rounds = 3;
     std::set<std::string> left;
@@ -433,6 +440,10 @@ class Pruner {
   };
 
   bool by_latency() const noexcept { return o_.objective == Objective::latency; }
+  bool is_too_wide(const ChannelClasses::Product& p) const noexcept {
+    return !p.depthwise &&
+           static_cast<double>(p.taps) * static_cast<double>(p.in.size()) > static_cast<double>(o_.widest);
+  }
   Index left_of(const std::vector<int>& channels) const {
     return std::count_if(channels.begin(), channels.end(), [&](int c) {
       return c == ChannelClasses::none || !now_.removed[static_cast<std::size_t>(c)];
