@@ -14,9 +14,11 @@
 
 namespace tool {
 
-/// `flops` or `latency`, as the options check.
+/// `flops`, `executed` or `latency`, as the options check.
 inline offramp::Objective objective_called(const std::string& name) {
-  return name == "latency" ? offramp::Objective::latency : offramp::Objective::flops;
+  return name == "latency"    ? offramp::Objective::latency
+         : name == "executed" ? offramp::Objective::executed
+                              : offramp::Objective::flops;
 }
 
 /// Shows one bar after the other on the terminal.

@@ -103,6 +103,18 @@ TEST(CacheLayers, IsTheSameForASeedHoweverManyThreadsAndWhateverLabels) {
   EXPECT_FALSE(a == c);
 }
 
+TEST(CacheLayers, CountsExecutedFlopsWhereAsked) {
+  const Model model(teacher());
+  CacheOptions o = quick();
+  o.explore.epochs = 8, o.refine.epochs = 2;
+  o.certificate.epsilon = 0.2;
+  o.objective = Objective::executed;
+  const CacheResult r = cache_layers(model, {inputs(1200, 3), {}, {}, {}, false}, o);
+  ASSERT_TRUE(r.has_exits) << r.reason;
+  EXPECT_DOUBLE_EQ(r.calibration.full.mean_price, static_cast<double>(model.full_cost().executed));
+  EXPECT_DOUBLE_EQ(r.calibration.full.mean_flops, static_cast<double>(model.full_cost().flops));
+}
+
 TEST(CacheLayers, SaysWhyThereAreNoExits) {
   const Model model(teacher());
   CacheOptions o = quick();

@@ -413,6 +413,10 @@ class Cacher {
     ExitScores r = record_scores(model, samples, labels, [&](Index done) { say(what, done, n); });
     if (options_.objective == Objective::latency)
       std::tie(r.stage_prices, r.head_prices) = measure_exits(model, samples);
+    if (options_.objective == Objective::executed) {
+      for (const Cost& c : r.stages) r.stage_prices.push_back(static_cast<double>(c.executed));
+      for (const Cost& c : r.heads) r.head_prices.push_back(static_cast<double>(c.executed));
+    }
     // The model orders its exits by cost, and heads of one place may change places.
     std::vector<Index> order;
     for (std::size_t i = 0; i < heads.size(); ++i) {

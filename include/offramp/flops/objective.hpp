@@ -7,8 +7,9 @@
 namespace offramp {
 
 enum class Objective : std::uint8_t {
-  flops,    ///< nominal FLOPs
-  latency,  ///< milliseconds of one sample on this machine
+  flops,     ///< nominal FLOPs
+  executed,  ///< FLOPs that the kernels do: less than nominal where Winograd runs; nearer to time, and no measurement
+  latency,   ///< milliseconds of one sample on this machine
 };
 
 }  // namespace offramp
