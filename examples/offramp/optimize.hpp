@@ -55,6 +55,7 @@ struct Form {
   Model model;
   offramp::Selection selection;                 ///< its exits are of the model's early ones
   std::vector<offramp::ThresholdSetting> path;  ///< one setting without thresholds, for a form without exits
+  std::size_t first = 0;                        ///< of the path, that a certificate begins with
   std::vector<float> thresholds;
   std::string policy = "never";
   std::string measured_policy = "never";  ///< that `measured` was measured with
@@ -178,7 +179,7 @@ class Optimizer {
       delta /= 2;
       const auto scores = scores_of(*f, certify_, certify_answers_);
       const offramp::ExitRecords r = records_of(f->selection, scores, truth_of(target_.risk));
-      const auto c = offramp::certify_thresholds(r, f->path, {target_.risk, target_.epsilon, delta, false});
+      const auto c = offramp::certify_from(f->first, r, f->path, {target_.risk, target_.epsilon, delta, false});
       if (c.certificate.p_value > delta) {
         f->rejected = "its certificate failed on the samples that certify";
         continue;
@@ -339,11 +340,10 @@ class Optimizer {
         const offramp::CertificateOptions asked{target_.risk, target_.epsilon, (1 - o_.confidence) / 2, false};
         const auto losses =
             offramp::losses_along(records_of(f.selection, scores, truth_of(target_.risk)), f.path, target_.risk);
-        const std::size_t first = offramp::safest_of(losses, asked, certify_.count());
+        f.first = offramp::safest_of(losses, asked, certify_.count());
         const std::size_t passed =
-            offramp::forecast_certified(std::span(losses).subspan(first), asked, certify_.count());
-        f.path.erase(f.path.begin(), f.path.begin() + static_cast<std::ptrdiff_t>(first));
-        if (passed > 0) likely = &f.path[passed - 1];
+            offramp::forecast_certified(std::span(losses).subspan(f.first), asked, certify_.count());
+        if (passed > 0) likely = &f.path[f.first + passed - 1];
       }
       if (!likely || !offramp::has_early_exits(likely->thresholds)) {
         f.rejected = "no exit pays for itself at this risk";

@@ -92,7 +92,7 @@ TEST(Certificate, StopsAtTheFirstSettingThatFails) {
 // Where exits err apart from the network, a strict setting's first losses would end a walk that begins with it, though
 // laxer settings win answers.
 TEST(Certificate, BeginsWhereItIsSafest) {
-  const std::vector<LossCount> counted{{2000, 0, 0}, {2000, 3, 1}, {2000, 30, 45}, {2000, 60, 52}, {2000, 90, 40}};
+  const std::vector<LossCount> counted{{2000, 0, 0}, {2000, 3, 1}, {2000, 30, 60}, {2000, 60, 52}, {2000, 90, 40}};
   const CertificateOptions drop{Risk::accuracy_drop, 0.002, 0.1, false};
   EXPECT_EQ(safest_of(counted, drop, 3000), 2U);
   EXPECT_GT(forecast_p_value(counted[1], drop, 3000), drop.delta);
@@ -122,9 +122,23 @@ TEST(Certificate, BeginsWhereItIsSafest) {
   EXPECT_EQ(counts[3].won, 36);
   const CertificateOptions o{Risk::accuracy_drop, 0.001, 0.1, false};
   EXPECT_FALSE(certify_thresholds(r, path, o).has_exits);
-  const auto c = certify_thresholds(r, std::span(path).subspan(safest_of(counts, o, r.samples)), o);
+  ASSERT_GT(safest_of(counts, o, r.samples), 1U);
+  const auto c = certify_from(safest_of(counts, o, r.samples), r, path, o);
   ASSERT_TRUE(c.has_exits);
   EXPECT_EQ(c.thresholds, path[3].thresholds);
+  EXPECT_LE(c.certificate.p_value, 0.09);
+  EXPECT_EQ(c.certificate.delta, 0.1);
+  // A bad start is not the end: the strict ones have a tenth of delta left.
+  path = {{{0.985f}, apply_thresholds(r, std::vector{0.985f})}, path[1]};
+  const auto lost = losses_along(r, path, Risk::accuracy_drop);
+  ASSERT_EQ(lost[0].lost, 2);
+  ASSERT_EQ(lost[1].lost, 10);
+  const auto chosen = [&](double epsilon) {
+    return certify_from(1, r, path, {Risk::accuracy_drop, epsilon, 0.1, false}).thresholds;
+  };
+  EXPECT_EQ(chosen(0.004), path[1].thresholds);
+  EXPECT_EQ(chosen(0.0024), path[0].thresholds);  // 10 lost are too many, 2 are not
+  EXPECT_FALSE(has_early_exits(chosen(0.0004)));
 }
 
 // Among many draws of the calibration data the true risk is above epsilon in at most a share delta.

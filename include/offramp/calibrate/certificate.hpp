@@ -246,18 +246,35 @@ inline double forecast_p_value(const LossCount& counted, const CertificateOption
                             options.delta);
 }
 
-/// Where among settings a certificate from `samples` samples had best begin: at the one that it fails least likely, by
-/// what other samples lost. That is the strictest but for losses of accuracy, where laxer settings may win answers, as
-/// in cascades of networks that err apart: there the first losses of a strict setting would end the walk.
+/// Where among settings a certificate from `samples` samples had best begin, by what other samples lost. That is the
+/// strictest, unless its walk would probably end at a setting behind which much safer ones lie: for losses of accuracy
+/// laxer settings may win answers, as in cascades of networks that err apart. Then it is the safest of those.
 inline std::size_t safest_of(std::span<const LossCount> counted, const CertificateOptions& options, Index samples) {
   if (options.risk == Risk::disagreement || options.per_class) return 0;
+  const double danger = options.delta / 4, safety = options.delta / 20;
+  double least = 1;
   std::size_t safest = 0;
-  double least = 2;
-  for (std::size_t i = 0; i < counted.size(); ++i) {
+  for (std::size_t i = counted.size(); i-- > 0;) {
     const double p = forecast_p_value(counted[i], options, samples);
-    if (p < least) least = p, safest = i;
+    if (p > danger && least <= safety) return safest;
+    if (p <= least) least = p, safest = i;
   }
-  return safest;
+  return 0;
+}
+
+/// Walks `settings` from number `first` on with nine tenths of delta; where that one fails at once, from the strictest
+/// with the last tenth. Both together are wrong with probability delta at most. With `first` 0, the same as
+/// `certify_thresholds`.
+inline CertifiedThresholds certify_from(std::size_t first, const ExitRecords& calibration,
+                                        std::span<const ThresholdSetting> settings, const CertificateOptions& options) {
+  if (first == 0) return certify_thresholds(calibration, settings, options);
+  CertificateOptions part = options;
+  part.delta = 0.9 * options.delta;
+  CertifiedThresholds c = certify_thresholds(calibration, settings.subspan(first), part);
+  part.delta = options.delta - part.delta;
+  if (!c.has_exits) c = certify_thresholds(calibration, settings, part);
+  c.certificate.delta = options.delta;
+  return c;
 }
 
 /// What each of these settings loses on records, which may have found the settings.

@@ -515,7 +515,7 @@ inline ExitCalibration calibrate_exits(const ExitScores& select, const ExitScore
     CertifiedThresholds c;
     if (!options.target.budget) {
       CertificateOptions o{options.target.risk, options.target.epsilon, *options.delta, options.per_class};
-      c = certify_thresholds(fresh.for_risk(), std::span(r.path).subspan(safest_of(validated, o, certify.samples)), o);
+      c = certify_from(safest_of(validated, o, certify.samples), fresh.for_risk(), r.path, o);
     } else if (best) {
       c = certified_alone(fresh.agreement, best->thresholds, *options.delta);
     }
