@@ -23,6 +23,28 @@ TEST(Certificate, BinomialTailIsExact) {
   EXPECT_GT(binomial_p_value(0, n - 1, 0.01), 0.1);
 }
 
+// The chance that it is at most delta, summed over all outcomes instead of drawn: never above delta, wherever the null
+// hypothesis meets the alternative, and not far below.
+TEST(Certificate, PairedPValueIsExact) {
+  constexpr Index n = 300, most = 45;
+  const double epsilon = 0.02, delta = 0.1;
+  std::vector<Index> allowed;  // losses, for each number of wins
+  for (Index w = 0, l = -1; w <= most; ++w) {
+    while (paired_p_value(l + 1, w, n, epsilon, delta) <= delta) ++l;
+    allowed.push_back(l);
+  }
+  double largest = 0, smallest = 1;
+  for (double q = epsilon; q < 0.1; q += 0.001) {
+    const double lost = (q + epsilon) / 2, won = (q - epsilon) / 2;
+    double below = 0;
+    for (Index w = 0; w <= most; ++w)
+      below += binomial_pmf(w, n, won) * binomial_cdf(allowed[static_cast<std::size_t>(w)], n - w, lost / (1 - won));
+    largest = std::max(largest, below), smallest = std::min(smallest, below);
+  }
+  EXPECT_LE(largest, delta);
+  EXPECT_GT(smallest, delta / 2);
+}
+
 // Under the null hypothesis a p-value is at most delta with probability at most delta, whatever the share of pairs that
 // changed.
 TEST(Certificate, PairedPValueIsValid) {
@@ -39,14 +61,14 @@ TEST(Certificate, PairedPValueIsValid) {
         l += x < lost;
         w += x >= lost && x < lost + won;
       }
-      below += paired_p_value(l, w, n, epsilon) <= 0.1;
+      below += paired_p_value(l, w, n, epsilon, 0.1) <= 0.1;
     }
     // Three standard errors of a share of 0.1 among 2,000.
     EXPECT_LE(static_cast<double>(below) / trials, 0.1 + 3 * std::sqrt(0.09 / trials)) << changed;
   }
-  EXPECT_EQ(paired_p_value(20, 0, 1000, 0.01), 1);
-  EXPECT_LT(paired_p_value(2, 2, 2000, 0.01), 0.01);
-  EXPECT_LE(paired_p_value(4, 1, 1000, paired_upper_bound(4, 1, 1000, 0.1), 1e-3), 0.1 + 1e-6);
+  EXPECT_EQ(paired_p_value(20, 0, 1000, 0.01, 0.1), 1);
+  EXPECT_LT(paired_p_value(2, 2, 2000, 0.01, 0.1), 0.01);
+  EXPECT_LE(paired_p_value(4, 1, 1000, paired_upper_bound(4, 1, 1000, 0.1), 0.1), 0.1 + 1e-6);
 }
 
 ExitRecords records(Index n, double wrong, unsigned seed) {

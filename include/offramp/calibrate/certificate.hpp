@@ -49,6 +49,15 @@ inline double binomial_cdf(Index k, Index n, double p) noexcept {
   return std::min(1.0, sum);
 }
 
+/// P(Binomial(n, p) = k).
+inline double binomial_pmf(Index k, Index n, double p) noexcept {
+  if (k < 0 || k > n) return 0;
+  if (p <= 0 || p >= 1) return k == (p <= 0 ? 0 : n) ? 1 : 0;
+  const auto m = static_cast<double>(n), c = static_cast<double>(k);
+  return std::exp(std::lgamma(m + 1) - std::lgamma(c + 1) - std::lgamma(m - c + 1) + c * std::log(p) +
+                  (m - c) * std::log1p(-p));
+}
+
 /// A p-value for "the risk is above epsilon" from `errors` losses of 1 among n losses of 0 or 1. The binomial tail is
 /// exact for such losses, and never above the bound of Hoeffding and Bentkus.
 inline double binomial_p_value(Index errors, Index n, double epsilon) noexcept {
@@ -77,39 +86,71 @@ inline double upper_bound(Index errors, Index n, double delta) noexcept {
   return high;
 }
 
+/// The largest risk below which `errors` or more would be seen with probability delta at most: the other side.
+inline double lower_bound(Index errors, Index n, double delta) noexcept {
+  double low = 0, high = 1;
+  for (int i = 0; i < 60; ++i) {
+    const double middle = (low + high) / 2;
+    (1 - binomial_cdf(errors - 1, n, middle) <= delta ? low : high) = middle;
+  }
+  return low;
+}
+
 /// A p-value for "the share of answers that became wrong, less the share that became right, is above epsilon", from n
 /// pairs of which `lost` became wrong and `won` became right.
 ///
-/// The difference of the two counts has a known distribution once the share q of pairs that changed is: the p-value is
-/// the largest over a confidence interval for q, plus the chance beta that the interval misses it (Berger and Boos,
-/// JASA 1994). The largest is looked for on a grid.
-inline double paired_p_value(Index lost, Index won, Index n, double epsilon, double beta = 1e-3) noexcept {
-  if (n <= 0 || static_cast<double>(lost - won) >= epsilon * static_cast<double>(n)) return 1;
-  const Index changed = lost + won, difference = lost - won;
-  const double high = std::max(epsilon, upper_bound(changed, n, beta / 2));
-  const double low = std::max(epsilon, 1 - upper_bound(n - changed, n, beta / 2));
-  // P(D <= difference), D = lost - won, where P(lost) = (q + epsilon) / 2 and P(won) = (q - epsilon) / 2.
+/// With D = lost - won and k = lost + won, the statistic is (D - n epsilon) / sqrt(max(k, n epsilon)): how far D lies
+/// below what the null hypothesis expects, in standard errors that the pairs themselves tell (the score test of Tango,
+/// Statistics in Medicine 1998, with a plainer variance). Its distribution is exact once the share q of pairs that
+/// change is known, and hardly depends on q: the p-value is its largest lower tail over a confidence interval for q,
+/// plus the chance beta that the interval misses q (Berger and Boos, JASA 1994). The largest is looked for in steps of
+/// half a standard error of q. beta is a hundredth of `delta`, the level that the p-value is to be compared with.
+inline double paired_p_value(Index lost, Index won, Index n, double epsilon, double delta) noexcept {
+  const auto m = static_cast<double>(n);
+  const double edge = m * epsilon;
+  if (n <= 0 || static_cast<double>(lost - won) >= edge) return 1;
+  const auto deviation = [&](Index k) { return std::sqrt(std::max(static_cast<double>(k), edge)); };
+  const Index changed = lost + won;
+  const double statistic = (static_cast<double>(lost - won) - edge) / deviation(changed);
+  // P(statistic is no larger), where P(lost) = (q + epsilon) / 2 and P(won) = (q - epsilon) / 2: over the number k of
+  // pairs that change, the chance that at most `most` of them became wrong.
   const auto tail = [&](double q) {
     const double share = (1 + epsilon / q) / 2;  // of the changed pairs that became wrong
-    const auto m = static_cast<double>(n);
     const double spread = 5 * std::sqrt(m * q * (1 - q)) + 6;
     const auto first = static_cast<Index>(std::max(0.0, m * q - spread)),
                last = static_cast<Index>(std::min(m, m * q + spread));
-    const auto c = static_cast<double>(first);
-    double p = std::exp(std::lgamma(m + 1) - std::lgamma(c + 1) - std::lgamma(m - c + 1) + c * std::log(q) +
-                        (m - c) * std::log1p(-q));
-    double sum = 0, seen = 0;
+    double p = binomial_pmf(first, n, q), sum = 0, seen = 0;
+    Index most = -1;
+    double below = 0, at = 0;  // P(lost <= most), P(lost = most) among k
     for (Index k = first; k <= last; ++k) {
+      const auto c = static_cast<double>(k);
+      // Rounded away from the next number, and never less than for fewer pairs: another win cannot raise the statistic.
+      const double limit = (c + edge + statistic * deviation(k)) / 2 + 1e-9;
+      const Index next = std::clamp(static_cast<Index>(std::floor(limit)), std::max<Index>(most, -1), k);
+      if (most < 0 || share >= 1) {
+        most = next;
+        below = binomial_cdf(most, k, share), at = most < 0 ? 0 : binomial_pmf(most, k, share);
+      } else {
+        below = std::max(0.0, below - share * at);
+        at *= c * (1 - share) / (c - static_cast<double>(most));
+        for (; most < next; below += at) {
+          ++most;
+          at *= (c - static_cast<double>(most) + 1) / static_cast<double>(most) * share / (1 - share);
+        }
+      }
       seen += p;
-      const Index most = (k + difference) >= 0 ? (k + difference) / 2 : -1;  // wrong ones, so that D <= difference
-      sum += p * (share >= 1 ? (k <= most ? 1.0 : 0.0) : binomial_cdf(most, k, share));
-      p *= (m - static_cast<double>(k)) / static_cast<double>(k + 1) * q / (1 - q);
+      sum += p * std::min(1.0, below);
+      p *= (m - c) / (c + 1) * q / (1 - q);
     }
     return sum + std::max(0.0, 1 - seen);
   };
-  double worst = 0;
-  constexpr int steps = 4;
-  for (int i = steps; i >= 0; --i) worst = std::max(worst, tail(std::min(1 - 1e-12, low + (high - low) * i / steps)));
+  const double beta = delta / 100;
+  const double high = std::max(epsilon, upper_bound(changed, n, beta / 2));
+  const double low = std::max(epsilon, lower_bound(changed, n, beta / 2));
+  const double step = std::sqrt(static_cast<double>(changed) + 1) / (2 * m);
+  const int steps = static_cast<int>(std::ceil((high - low) / step));
+  double worst = tail(std::min(1 - 1e-12, high));
+  for (int i = 0; i < steps && worst < 1; ++i) worst = std::max(worst, tail(low + (high - low) * i / steps));
   return std::min(1.0, worst + beta);
 }
 
@@ -118,7 +159,7 @@ inline double paired_upper_bound(Index lost, Index won, Index n, double delta) n
   double low = 0, high = 1;
   for (int i = 0; i < 24; ++i) {
     const double middle = (low + high) / 2;
-    (paired_p_value(lost, won, n, middle, std::min(1e-3, delta / 10)) > delta ? low : high) = middle;
+    (paired_p_value(lost, won, n, middle, delta) > delta ? low : high) = middle;
   }
   return high;
 }
@@ -195,7 +236,7 @@ inline Losses losses_of(const ExitRecords& r, std::span<const float> thresholds,
 
 inline double p_value_of(const LossCount& c, Risk risk, double epsilon, double delta) noexcept {
   return risk == Risk::disagreement ? binomial_p_value(c.lost, c.n, epsilon)
-                                    : paired_p_value(c.lost, c.won, c.n, epsilon, std::min(1e-3, delta / 10));
+                                    : paired_p_value(c.lost, c.won, c.n, epsilon, delta);
 }
 
 }  // namespace detail
