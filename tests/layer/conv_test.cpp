@@ -57,6 +57,29 @@ TEST(Conv, EqualsSevenLoopsOverRandomCases) {
   }
 }
 
+// Few input channels: whole tiles of a line of outputs, the last one reaching back, and lines that are too short.
+TEST(Conv, FirstLayersEqualSevenLoops) {
+  for (const Index channels : {1, 3, 4}) {
+    for (const Index stride : {1, 2}) {
+      for (const Index width : {5, 12, 16, 33, 45}) {
+        for (const Index out : {16, 32, 40, 64}) {
+          test::ConvCase c;
+          c.batch = 2, c.in = channels, c.out = out, c.h = 6, c.w = width;
+          c.kh = c.kw = width % 2 ? 5 : 3;
+          c.sh = c.sw = stride, c.top = c.bottom = c.left = c.right = 1;
+          const Tensor x = test::random_tensor({c.batch, c.in, c.h, c.w}, 1),
+                       w = test::random_tensor({c.out, c.in, c.kh, c.kw}, 2), b = test::random_tensor({c.out}, 3);
+          const auto expected = test::conv2d(c, x.values<float>(), w.values<float>(), b.values<float>());
+          for (const Isa isa : available_isas()) {
+            const auto y = run_conv(c, x, w, b, kernel::kernels_for(isa));
+            ASSERT_LT(test::relative_error(y, expected), 1e-5) << c.text() << " on " << name_of(isa);
+          }
+        }
+      }
+    }
+  }
+}
+
 TEST(Conv, SaysWhatDoesNotFit) {
   test::ConvCase c;
   c.in = 3, c.out = 4, c.h = 5, c.w = 5, c.kh = 3, c.kw = 3;

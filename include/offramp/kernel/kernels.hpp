@@ -54,8 +54,8 @@ struct Ahead {
 struct Gemm {
   Index m = 0, n = 0;        ///< rows and columns of C
   Index taps = 1, run = 0;   ///< K = taps * run
-  const float* a = nullptr;  ///< with taps == 1 and no offsets: row i starts at a + i * lda
-  Index lda = 0;
+  const float* a = nullptr;  ///< without offsets: tap t of row i starts at a + i * lda + t * tap_step
+  Index lda = 0, tap_step = 0;
   const std::int32_t* offsets = nullptr;  ///< else [m][taps] element offsets from `a`; negative: a run of zeros
   const float* zeros = nullptr;           ///< at least `run` zeros
   const float* b = nullptr;               ///< packed: block of 16 columns after block, each [K][16]

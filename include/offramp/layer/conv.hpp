@@ -68,12 +68,12 @@ class ConvPlan {
     }
     if (w_.is_pointwise()) {
       kind_ = Kind::pointwise;
-    } else if (in_group == in_channels && in_channels <= 4 && w_.dilation[2] == 1 && w_.kernel[2] > 1) {
+    } else if (in_group == in_channels && in_channels <= 4 && w_.dilation[2] == 1 && w_.kernel[2] > 1 &&
+               w_.kernel[0] == 1) {
       kind_ = Kind::rows;  // a row of the window is one run of memory, in a copy of the image with its padding
     }
-    const bool rows = kind_ == Kind::rows;
-    taps_ = rows ? taps / w_.kernel[2] : taps;
-    run_ = rows ? w_.kernel[2] * in_group : in_group;
+    taps_ = kind_ == Kind::rows ? taps / w_.kernel[2] : taps;
+    run_ = kind_ == Kind::rows ? w_.kernel[2] * in_group : in_group;
     const Index k = taps_ * run_;
     packed_ = kernel::packed_size(k, out_group);
     weights_ = Tensor(DType::f32, {group, packed_});
@@ -88,7 +88,7 @@ class ConvPlan {
       }
       kernel::pack(columns.data(), out_group, 1, k, out_group, 1.0f, floats(weights_) + g * packed_);
     }
-    if (kind_ != Kind::pointwise) offsets_ = w_.offsets(in_channels, rows);
+    if (kind_ == Kind::indirect) offsets_ = w_.offsets(in_channels, false);
     zeros_ = Tensor(DType::f32, {run_ + 16});
   }
 
@@ -151,13 +151,13 @@ class ConvPlan {
     g.activation = tail_.activation;
     g.alpha = tail_.alpha;
     g.beta = tail_.beta;
+    if (kind_ == Kind::rows) return rows(g, in, residual, out, batch, scratch, kernels, executor);
     const bool joined = kind_ == Kind::pointwise;  // the samples of a batch are one long matrix
     g.m = joined ? batch * pixels : pixels;
     g.columns_outside = kernel::prefer_columns_outside(g.m, out_group, taps_ * run_);
     if (!joined) g.offsets = offsets_.data();
     for (Index image = 0; image < (joined ? 1 : batch); ++image) {
       const float* x = in + image * w_.in_count() * in_channels_;
-      if (kind_ == Kind::rows) x = padded(x, reinterpret_cast<float*>(scratch), executor);
       for (Index group = 0; group < group_; ++group) {
         g.a = x + group * (in_channels_ / group_);
         g.lda = in_channels_;
@@ -285,6 +285,31 @@ class ConvPlan {
       }
     });
     return out;
+  }
+
+  // A row of outputs after the other: their windows lie at equal steps in the padded image.
+  void rows(kernel::Gemm g, const float* in, const float* residual, float* out, Index batch, std::byte* scratch,
+            const kernel::Kernels& kernels, ExecutorRef executor) const noexcept {
+    const Index line = w_.padded()[2] * in_channels_, plane = w_.padded()[1] * line;
+    g.m = w_.out[2];
+    g.lda = w_.stride[2] * in_channels_, g.tap_step = w_.dilation[1] * line;
+    g.b = weights_.view().f32();
+    g.bias = has_bias_ ? bias_.view().f32() : nullptr;
+    const Index count = w_.out[0] * w_.out[1], length = g.m * out_channels_;
+    const bool pays = count * length * taps_ * run_ >= kernel::least_parallel_macs;
+    for (Index image = 0; image < batch; ++image) {
+      const float* x = padded(in + image * w_.in_count() * in_channels_, reinterpret_cast<float*>(scratch), executor);
+      kernel::each_range(pays ? executor : ExecutorRef(), count, 1, [&](kernel::Range some) {
+        kernel::Gemm one = g;
+        for (Index r = some.first; r < some.last; ++r) {
+          const Index at = (image * count + r) * length;
+          one.a = x + r / w_.out[1] * w_.stride[0] * plane + r % w_.out[1] * w_.stride[1] * line;
+          one.residual = residual ? residual + at : nullptr;
+          one.c = out + at;
+          kernels.gemm(one);
+        }
+      });
+    }
   }
 
   void depthwise(const float* in, const float* residual, float* out, Index batch, const kernel::Kernels& kernels,

@@ -102,6 +102,9 @@ class GemmOperation final : public Operation {
   /// Transposed weights of at least so many floats, more than an L2 keeps, are not packed for up to so many samples:
   /// reading them is what counts, and one copy is enough.
   static constexpr Index many_weights = 1 << 20, few_samples = 16;
+  /// Nor are those of few columns, as a classifier has them: along a long sum the lanes of a vector are all in use, and
+  /// one row has more than one sum in flight.
+  static constexpr Index few_columns = 12, long_sum = 128;
 
   GemmOperation(const Node& node, Index)
       : alpha_(node.real("alpha", 1)),
@@ -138,7 +141,8 @@ class GemmOperation final : public Operation {
     std::vector<float> bias;
     for (Index i = 0; row && i < n; ++i) bias.push_back(beta_ * c->f32()[i]);
     const bool bf16 = options.bf16 && options.kernels.bf16;
-    in_place_ = trans_b_ && alpha_ == 1 && !bf16 && n * k >= many_weights && options.batch <= few_samples;
+    in_place_ = trans_b_ && alpha_ == 1 && !bf16 &&
+                ((n * k >= many_weights && options.batch <= few_samples) || (n <= few_columns && k >= long_sum));
     if (in_place_) {
       if (row) bias_ = Tensor::of<float>({n}, bias);
       return;
