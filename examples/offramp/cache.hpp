@@ -14,10 +14,10 @@
 
 namespace tool {
 
-/// `flops`, `executed` or `latency`, as the options check.
+/// `flops`, `modelled` or `latency`, as the options check.
 inline offramp::Objective objective_called(const std::string& name) {
   return name == "latency"    ? offramp::Objective::latency
-         : name == "executed" ? offramp::Objective::executed
+         : name == "modelled" ? offramp::Objective::modelled
                               : offramp::Objective::flops;
 }
 

@@ -328,7 +328,7 @@ class Optimizer {
     } else {
       auto scores = scores_of(f, select_, select_answers_);
       if (o_.objective == "latency") {
-        auto [stages, heads] = offramp::measure_exits(m, select_.samples);
+        auto [stages, heads] = offramp::measured_prices(m, select_.samples);
         scores.stage_prices = std::move(stages), scores.head_prices = std::move(heads);
         scores.full_price = reference_ms();
       }

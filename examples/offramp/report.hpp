@@ -8,7 +8,6 @@
 #include <cmath>
 #include <limits>
 #include <string>
-#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -217,7 +216,8 @@ inline std::string report(const offramp::Model& model, const std::string& name, 
   curves("Agreement against FLOPs", scores, offramp::Truth::full_network, full_flops, 1, e.mean_flops(),
          e.share(e.agreeing), "mean FLOPs of a sample, heads included", flops_text);
   offramp::ExitScores timed = scores;
-  std::tie(timed.stage_prices, timed.head_prices) = offramp::measure_exits(model, data.samples);
+  auto [stages, heads] = offramp::measured_prices(model, data.samples);
+  timed.stage_prices = std::move(stages), timed.head_prices = std::move(heads);
   double full_ms = 0;
   for (const double p : timed.stage_prices) full_ms += p;
   curves("Accuracy against latency", timed, offramp::Truth::labels, full_ms, e.share(e.full_right), e.latency.mean,

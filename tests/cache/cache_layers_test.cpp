@@ -103,16 +103,22 @@ TEST(CacheLayers, IsTheSameForASeedHoweverManyThreadsAndWhateverLabels) {
   EXPECT_FALSE(a == c);
 }
 
-TEST(CacheLayers, CountsExecutedFlopsWhereAsked) {
+TEST(CacheLayers, CountsWhatItIsAskedTo) {
   const Model model(teacher());
   CacheOptions o = quick();
   o.explore.epochs = 8, o.refine.epochs = 2;
   o.certificate.epsilon = 0.2;
-  o.objective = Objective::executed;
-  const CacheResult r = cache_layers(model, {inputs(1200, 3), {}, {}, {}, false}, o);
+  const std::vector<float> x = inputs(1200, 3);
+  CacheResult r = cache_layers(model, {x, {}, {}, {}, false}, o);
   ASSERT_TRUE(r.has_exits) << r.reason;
-  EXPECT_DOUBLE_EQ(r.calibration.full.mean_price, static_cast<double>(model.full_cost().executed));
+  // Stages that end at exits hold the same layers as the network without.
+  EXPECT_DOUBLE_EQ(r.calibration.full.mean_price, modelled_prices(model).stages[0]);
+  EXPECT_GT(r.calibration.full.mean_price, static_cast<double>(model.full_cost().executed));
   EXPECT_DOUBLE_EQ(r.calibration.full.mean_flops, static_cast<double>(model.full_cost().flops));
+  o.objective = Objective::flops;
+  r = cache_layers(model, {x, {}, {}, {}, false}, o);
+  ASSERT_TRUE(r.has_exits) << r.reason;
+  EXPECT_DOUBLE_EQ(r.calibration.full.mean_price, r.calibration.full.mean_flops);
 }
 
 TEST(CacheLayers, SaysWhyThereAreNoExits) {

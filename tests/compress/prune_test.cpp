@@ -415,7 +415,7 @@ TEST(Prune, BadBudgetsAndDataAreErrors) {
   EXPECT_THROW(prune(model, x, o), Error);
   o.share = 0.2;
   EXPECT_THROW(prune(model, std::span<const float>(x).first(10), o), Error);
-  o.objective = Objective::executed;
+  o.objective = Objective::modelled;
   EXPECT_THROW(prune(model, x, o), Error);
   o.objective = Objective::flops;
   o.distil.epochs = 1;  // the network has exits

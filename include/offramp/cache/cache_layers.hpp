@@ -19,10 +19,10 @@
 #include <vector>
 
 #include "offramp/calibrate/certificate.hpp"
+#include "offramp/calibrate/prices.hpp"
 #include "offramp/calibrate/select.hpp"
 #include "offramp/exit/designs.hpp"
 #include "offramp/fit/train.hpp"
-#include "offramp/flops/objective.hpp"
 #include "offramp/graph/attach.hpp"
 #include "offramp/graph/places.hpp"
 #include "offramp/policy/any_policy.hpp"
@@ -33,8 +33,8 @@ namespace offramp {
 struct CacheOptions {
   CertificateOptions certificate;  ///< the risk that is allowed, and how surely
   bool certify = true;             ///< false: all that does not train chooses, and nothing is guaranteed
-  std::optional<double> budget;    ///< instead: the most agreement within this mean price of a sample
-  Objective objective = Objective::flops;
+  std::optional<double> budget;    ///< instead: the most agreement within this mean price of a sample, FLOPs or ms
+  Objective objective = Objective::modelled;  ///< with a budget, `modelled` counts nominal FLOPs
   PlaceOptions places;
   ModelOptions model;
   /// All candidates; then the chosen heads, for the samples that reach them. 0 epochs: as many as suit the data.
@@ -98,41 +98,6 @@ struct CacheResult {
 
 /// Called with what is being done, how much of it is done, and how much there is.
 using CacheProgress = std::function<void(const std::string& what, Index done, Index total)>;
-
-/// Milliseconds of each stage and head of a model for one sample, medians over some of `samples`.
-inline std::pair<std::vector<double>, std::vector<double>> measure_exits(const Model& model,
-                                                                         std::span<const float> samples) {
-  using clock = std::chrono::steady_clock;
-  const auto exits = static_cast<std::size_t>(model.exit_count());
-  std::vector<std::vector<double>> stages(exits), heads(exits);
-  auto state = model.make_state(1);
-  const Index size = model.sample_size(), count = static_cast<Index>(samples.size()) / size;
-  const auto time = [](auto&& f) {
-    const auto start = clock::now();
-    f();
-    return std::chrono::duration<double, std::milli>(clock::now() - start).count();
-  };
-  for (Index run = 0; run < 60; ++run) {
-    model.load(state, samples.data() + run % count * size, 1);
-    for (std::size_t k = 0; k < exits; ++k) {
-      const auto e = static_cast<Index>(k);
-      const double stage = time([&] { model.run_stage(state, e); });
-      const double head = k + 1 < exits ? time([&] { model.run_head(state, e); }) : 0;
-      if (run < 10) continue;
-      stages[k].push_back(stage);
-      heads[k].push_back(head);
-    }
-  }
-  const auto medians = [](std::vector<std::vector<double>>& all) {
-    std::vector<double> m;
-    for (auto& v : all) {
-      std::nth_element(v.begin(), v.begin() + static_cast<std::ptrdiff_t>(v.size() / 2), v.end());
-      m.push_back(v[v.size() / 2]);
-    }
-    return m;
-  };
-  return {medians(stages), medians(heads)};
-}
 
 namespace detail {
 
@@ -289,6 +254,9 @@ class Cacher {
   void say(const std::string& what, Index done, Index total) const {
     if (progress_) progress_(what, done, total);
   }
+  Objective objective() const noexcept {
+    return options_.budget && options_.objective == Objective::modelled ? Objective::flops : options_.objective;
+  }
   SelectionTarget target() const {
     SelectionTarget t;
     t.risk = options_.budget ? Risk::disagreement : options_.certificate.risk;
@@ -411,12 +379,8 @@ class Cacher {
     const Model model(graph_with(heads), options_.model);
     const Index n = static_cast<Index>(samples.size()) / size_;
     ExitScores r = record_scores(model, samples, labels, [&](Index done) { say(what, done, n); });
-    if (options_.objective == Objective::latency)
-      std::tie(r.stage_prices, r.head_prices) = measure_exits(model, samples);
-    if (options_.objective == Objective::executed) {
-      for (const Cost& c : r.stages) r.stage_prices.push_back(static_cast<double>(c.executed));
-      for (const Cost& c : r.heads) r.head_prices.push_back(static_cast<double>(c.executed));
-    }
+    ExitPrices prices = prices_of(model, samples, objective());
+    r.stage_prices = std::move(prices.stages), r.head_prices = std::move(prices.heads);
     // The model orders its exits by cost, and heads of one place may change places.
     std::vector<Index> order;
     for (std::size_t i = 0; i < heads.size(); ++i) {

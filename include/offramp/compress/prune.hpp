@@ -908,7 +908,7 @@ inline PruneResult prune(
     const std::function<void(Index done, Index total)>& progress = [](Index, Index) {}) {
   OFFRAMP_REQUIRE(model.has_plan() && model.exit_count() > 0, "the network is no classifier with one float32 input");
   OFFRAMP_REQUIRE(options.share > 0 && options.share < 1, "the share to remove must lie between 0 and 1");
-  OFFRAMP_REQUIRE(options.objective != Objective::executed, "pruning counts nominal FLOPs or milliseconds");
+  OFFRAMP_REQUIRE(options.objective != Objective::modelled, "pruning counts nominal FLOPs or milliseconds");
   detail::check_samples(samples, model.sample_size());
   Graph g = simplified(model.graph(), options.model);
   detail::name_nodes(g);

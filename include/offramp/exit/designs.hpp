@@ -10,7 +10,8 @@
 namespace offramp {
 
 /// Heads of growing cost for a map: pooled and linear, pooled to grids, with a hidden layer, nearest class mean, and
-/// for images strided convolutions, plain and depthwise-separable.
+/// for images convolutions, plain and depthwise-separable, each of means of cells: as cheap as strided ones of the same
+/// size, cheaper where Winograd's algorithm applies, and better, as each output sees more of the map.
 inline std::vector<HeadDesign> head_designs(const MapShape& s) {
   std::vector<HeadDesign> all;
   const auto add = [&](HeadDesign d) {
@@ -50,8 +51,9 @@ inline std::vector<HeadDesign> head_designs(const MapShape& s) {
     if (!d.fits(s)) d.grids = {1};
     add(std::move(d));
   };
-  convolved("separable", {{narrow, 2, true}, {wide, 2, true}});
-  convolved("convolution", {{narrow, 2, false}});
+  convolved("separable", {{48, s.height < 12 ? 2 : 4, true}, {96, 1, true}});
+  convolved("wide separable", {{64, 2, true}, {128, 2, true}});
+  convolved("convolution", {{wide, 2, false}});
   convolved("two convolutions", {{narrow, 2, false}, {wide, 2, false}});
   if (s.height >= 12) convolved("three convolutions", {{narrow, 2, false}, {wide, 2, false}, {wide, 1, false}});
   return all;

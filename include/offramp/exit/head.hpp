@@ -26,9 +26,10 @@ struct MapShape {
   bool operator==(const MapShape&) const = default;
 };
 
-/// A convolution of a head: 3 x 3, norm, ReLU. Separable: depthwise, norm, 1 x 1, norm, ReLU.
+/// A convolution of a head: the means of cells x cells positions, then 3 x 3, norm, ReLU. Separable: depthwise, norm,
+/// 1 x 1, norm, ReLU.
 struct HeadConvDesign {
-  Index width = 0, stride = 2;
+  Index width = 0, cells = 2;
   bool separable = false;
 };
 
@@ -47,7 +48,7 @@ struct HeadDesign {
   Index macs(const MapShape& s, Index classes) const noexcept {
     Index h = s.height, w = s.width, c = s.channels, sum = 0;
     for (const HeadConvDesign& d : convolutions) {
-      h = (h + d.stride - 1) / d.stride, w = (w + d.stride - 1) / d.stride;
+      h = (h + d.cells - 1) / d.cells, w = (w + d.cells - 1) / d.cells;
       sum += h * w * (d.separable ? 9 * c + c * d.width : 9 * c * d.width);
       c = d.width;
     }
@@ -62,15 +63,20 @@ struct HeadDesign {
     if (!convolutions.empty() && !s.is_image()) return false;
     if (first_token && !s.tokens) return false;
     Index h = s.height, w = s.width;
-    for (const HeadConvDesign& c : convolutions) h = (h + c.stride - 1) / c.stride, w = (w + c.stride - 1) / c.stride;
+    for (const HeadConvDesign& c : convolutions) h = (h + c.cells - 1) / c.cells, w = (w + c.cells - 1) / c.cells;
     const Index largest = grids.empty() ? 1 : *std::max_element(grids.begin(), grids.end());
     return largest == 1 || (s.is_image() && h >= largest && w >= largest);
   }
 };
 
+/// The means of cells of size x size positions; those at the far edges may have fewer.
+struct HeadAverage {
+  Index size = 2;
+};
+
 /// A convolution with its norm folded in; weights as ONNX has them, [out][in / groups][kernel][kernel].
 struct HeadConv {
-  Index in = 0, out = 0, kernel = 3, stride = 1, groups = 1;
+  Index in = 0, out = 0, kernel = 3, groups = 1;
   bool relu = false;
   std::vector<float> weights, bias;
 };
@@ -96,7 +102,7 @@ struct HeadDense {
   std::vector<float> weights, bias;
 };
 
-using HeadLayer = std::variant<HeadConv, HeadPool, HeadDense>;
+using HeadLayer = std::variant<HeadAverage, HeadConv, HeadPool, HeadDense>;
 
 /// A head with its weights, in the order in which its layers run. Where it reads the exit before, the last layer's
 /// first inputs are the features and the last ones that exit's log-probabilities.

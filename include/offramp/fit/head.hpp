@@ -25,15 +25,12 @@ class TrainableHead {
     std::mt19937_64 random(seed);
     MapShape s = input;
     for (const HeadConvDesign& c : design.convolutions) {
-      if (c.separable) {
-        layers_.push_back(std::make_unique<DepthwiseLayer>(s.channels, c.stride, random));
-        layers_.push_back(std::make_unique<ConvLayer>(s.channels, c.width, 1, 1, random));
-      } else {
-        layers_.push_back(std::make_unique<ConvLayer>(s.channels, c.width, 3, c.stride, random));
-      }
+      if (c.cells > 1) layers_.push_back(std::make_unique<AverageLayer>(c.cells));
+      if (c.separable) layers_.push_back(std::make_unique<DepthwiseLayer>(s.channels, random));
+      layers_.push_back(std::make_unique<ConvLayer>(s.channels, c.width, c.separable ? 1 : 3, random));
       s.channels = c.width;
-      s.height = (s.height + c.stride - 1) / c.stride;
-      s.width = (s.width + c.stride - 1) / c.stride;
+      s.height = (s.height + c.cells - 1) / c.cells;
+      s.width = (s.width + c.cells - 1) / c.cells;
     }
     const bool is_vector = s.positions() == 1 && !s.tokens;
     const HeadPool pool{is_vector ? std::vector<Index>{1} : design.grids, is_vector || design.average,
@@ -104,11 +101,13 @@ class TrainableHead {
   /// Adds the gradients by the parameters, from that by the scores, after a forward with `training` on.
   void backward(const Map& in, Map d) {
     Map next;
-    for (std::size_t i = layers_.size(); i-- > 0;) {
+    std::size_t first = 0;  // what is before it does not learn
+    while (layers_[first]->parameters().empty()) ++first;
+    for (std::size_t i = layers_.size(); i-- > first;) {
       const bool reads = earlier_ > 0 && i == body();
       const Map& from = reads ? joined_ : i == 0 ? in : maps_[i - 1];
-      layers_[i]->backward(from, maps_[i], d, i == 0 ? nullptr : &next);
-      if (i == 0) break;
+      layers_[i]->backward(from, maps_[i], d, i == first ? nullptr : &next);
+      if (i == first) break;
       d = reads ? without_earlier(next) : std::move(next);
       next = {};
     }

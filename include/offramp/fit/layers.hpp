@@ -182,15 +182,15 @@ class Norm {
 /// Convolution (kernel 1 or 3, padding kernel / 2), norm, ReLU.
 class ConvLayer final : public Layer {
  public:
-  ConvLayer(Index in, Index out, Index kernel, Index stride, std::mt19937_64& random)
-      : in_(in), out_(out), kernel_(kernel), stride_(stride), norm_(out, true) {
+  ConvLayer(Index in, Index out, Index kernel, std::mt19937_64& random)
+      : in_(in), out_(out), kernel_(kernel), norm_(out, true) {
     weights_.resize(kernel * kernel * in * out);  // [tap][in][out]
     weights_.decays = true;
     initialise(weights_, kernel * kernel * in, random);
   }
 
   void forward(const Map& in, Map& out, bool training) override {
-    out.resize(in.n, (in.height + stride_ - 1) / stride_, (in.width + stride_ - 1) / stride_, out_);
+    out.resize(in.n, in.height, in.width, out_);
     y_.resize(out.values.size());
     products_.pack(weights_.value.data(), depth(), out_);
     if (is_direct()) {
@@ -230,7 +230,7 @@ class ConvLayer final : public Layer {
   std::vector<std::vector<float>*> statistics() override { return {&norm_.mean, &norm_.variance}; }
   void write(std::vector<HeadLayer>& to) const override {
     HeadConv c;
-    c.in = in_, c.out = out_, c.kernel = kernel_, c.stride = stride_, c.relu = true;
+    c.in = in_, c.out = out_, c.kernel = kernel_, c.relu = true;
     const Index taps = kernel_ * kernel_;
     for (Index o = 0; o < out_; ++o) {
       const auto u = static_cast<std::size_t>(o);
@@ -246,7 +246,7 @@ class ConvLayer final : public Layer {
  private:
   Index taps() const noexcept { return kernel_ * kernel_; }
   Index depth() const noexcept { return taps() * in_; }
-  bool is_direct() const noexcept { return kernel_ == 1 && stride_ == 1; }
+  bool is_direct() const noexcept { return kernel_ == 1; }
 
   // Images go through in chunks: what a chunk's windows hold side by side stays in cache.
   Index chunk(const Map& out) const noexcept {
@@ -270,7 +270,7 @@ class ConvLayer final : public Layer {
     for (Index n = 0; n < images; ++n) {
       for (Index o = 0; o < out.height * out.width; ++o) {
         for (Index t = 0; t < taps(); ++t) {
-          const Index y = o / out.width * stride_ + t / kernel_ - pad, x = o % out.width * stride_ + t % kernel_ - pad;
+          const Index y = o / out.width + t / kernel_ - pad, x = o % out.width + t % kernel_ - pad;
           const bool inside = y >= 0 && y < in.height && x >= 0 && x < in.width;
           offsets_.push_back(inside ? static_cast<std::int32_t>(((n * in.height + y) * in.width + x) * in_) : -1);
         }
@@ -307,7 +307,7 @@ class ConvLayer final : public Layer {
     });
   }
 
-  Index in_, out_, kernel_, stride_;
+  Index in_, out_, kernel_;
   Parameter weights_;
   Norm norm_;
   Products products_;
@@ -319,14 +319,13 @@ class ConvLayer final : public Layer {
 /// Depthwise 3 x 3 convolution and norm, without activation.
 class DepthwiseLayer final : public Layer {
  public:
-  DepthwiseLayer(Index channels, Index stride, std::mt19937_64& random)
-      : c_(channels), stride_(stride), norm_(channels, false) {
+  DepthwiseLayer(Index channels, std::mt19937_64& random) : c_(channels), norm_(channels, false) {
     weights_.resize(9 * channels);  // [tap][channel]
     initialise(weights_, 9, random);
   }
 
   void forward(const Map& in, Map& out, bool training) override {
-    out.resize(in.n, (in.height + stride_ - 1) / stride_, (in.width + stride_ - 1) / stride_, c_);
+    out.resize(in.n, in.height, in.width, c_);
     y_.resize(out.values.size());
     kernel::Depthwise d = geometry(in, out);
     for (Index n = 0; n < in.n; ++n) {
@@ -356,7 +355,7 @@ class DepthwiseLayer final : public Layer {
   std::vector<std::vector<float>*> statistics() override { return {&norm_.mean, &norm_.variance}; }
   void write(std::vector<HeadLayer>& to) const override {
     HeadConv c;
-    c.in = c.out = c.groups = c_, c.stride = stride_;
+    c.in = c.out = c.groups = c_;
     for (Index i = 0; i < c_; ++i) {
       const auto u = static_cast<std::size_t>(i);
       for (Index t = 0; t < 9; ++t)
@@ -371,15 +370,63 @@ class DepthwiseLayer final : public Layer {
     kernel::Depthwise d;
     d.channels = c_;
     d.in_h = in.height, d.in_w = in.width, d.out_h = out.height, d.out_w = out.width;
-    d.kernel_h = d.kernel_w = 3, d.stride_h = d.stride_w = stride_, d.pad_top = d.pad_left = 1;
+    d.kernel_h = d.kernel_w = 3, d.pad_top = d.pad_left = 1;
     d.weights = weights_.value.data();
     return d;
   }
 
-  Index c_, stride_;
+  Index c_;
   Parameter weights_;
   Norm norm_;
   std::vector<float> y_, d_;
+};
+
+/// The means of cells of size x size positions, as HeadAverage has it.
+class AverageLayer final : public Layer {
+ public:
+  explicit AverageLayer(Index size) : size_(size) {}
+
+  void forward(const Map& in, Map& out, bool) override {
+    out.resize(in.n, (in.height + size_ - 1) / size_, (in.width + size_ - 1) / size_, in.channels);
+    each_cell(in, out, [&](Index from, Index to, Index rows, Index columns) {
+      float* mean = out.values.data() + to;
+      kernels_.pool_cell(in.values.data() + from, in.width * in.channels, rows, columns, in.channels, mean, nullptr);
+      const float scale = 1.0f / static_cast<float>(rows * columns);
+      for (Index i = 0; i < in.channels; ++i) mean[i] *= scale;
+    });
+  }
+  void backward(const Map& in, const Map& out, const Map& d_out, Map* d_in) override {
+    if (d_in == nullptr) return;
+    d_in->resize(in.n, in.height, in.width, in.channels);
+    each_cell(in, out, [&](Index to, Index from, Index rows, Index columns) {
+      const float scale = 1.0f / static_cast<float>(rows * columns);
+      for (Index y = 0; y < rows; ++y) {
+        float* d = d_in->values.data() + to + y * in.width * in.channels;
+        for (Index x = 0; x < columns; ++x) {
+          for (Index i = 0; i < in.channels; ++i) *d++ = d_out.values[static_cast<std::size_t>(from + i)] * scale;
+        }
+      }
+    });
+  }
+  std::vector<Parameter*> parameters() override { return {}; }
+  void write(std::vector<HeadLayer>& to) const override { to.emplace_back(HeadAverage{size_}); }
+
+ private:
+  // Calls f(first element of a cell, its mean's, rows and columns of the cell).
+  template <class F>
+  void each_cell(const Map& in, const Map& out, F&& f) const {
+    Index to = 0;
+    for (Index n = 0; n < out.n; ++n) {
+      for (Index y = 0; y < in.height; y += size_) {
+        for (Index x = 0; x < in.width; x += size_, to += out.channels)
+          f(((n * in.height + y) * in.width + x) * in.channels, to, std::min(size_, in.height - y),
+            std::min(size_, in.width - x));
+      }
+    }
+  }
+
+  Index size_;
+  const kernel::Kernels& kernels_ = kernel::kernels_for(best_isa());
 };
 
 /// Pooling to grids, as HeadPool has it. The result is a map of one position.

@@ -8,7 +8,7 @@ namespace offramp {
 
 enum class Objective : std::uint8_t {
   flops,     ///< nominal FLOPs
-  executed,  ///< FLOPs that the kernels do: less than nominal where Winograd runs; nearer to time, and no measurement
+  modelled,  ///< time as it follows from executed FLOPs and bytes moved: not measured, so the same each time
   latency,   ///< milliseconds of one sample on this machine
 };
 

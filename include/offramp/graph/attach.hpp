@@ -74,17 +74,21 @@ inline ValueId append_head(Graph& g, ValueId place, const Head& head, const std:
   ValueId v = place;
   Index height = head.input.height, width = head.input.width;
   for (std::size_t i = 0; i < head.layers.size(); ++i) {
-    if (const auto* conv = std::get_if<HeadConv>(&head.layers[i])) {
+    if (const auto* average = std::get_if<HeadAverage>(&head.layers[i])) {
+      const Index n = average->size, down = (height + n - 1) / n, across = (width + n - 1) / n;
+      v = w.emit("AveragePool", {v},
+                 {{"kernel_shape", std::vector<Index>{n, n}},
+                  {"strides", std::vector<Index>{n, n}},
+                  {"pads", std::vector<Index>{0, 0, down * n - height, across * n - width}}});
+      height = down, width = across;
+    } else if (const auto* conv = std::get_if<HeadConv>(&head.layers[i])) {
       const Index k = conv->kernel, pad = k / 2;
       const ValueId weights = w.constant("weight", {conv->out, conv->in / conv->groups, k, k}, conv->weights);
       const ValueId bias = w.constant("bias", {conv->out}, conv->bias);
       v = w.emit("Conv", {v, weights, bias},
                  {{"kernel_shape", std::vector<Index>{k, k}},
                   {"pads", std::vector<Index>{pad, pad, pad, pad}},
-                  {"strides", std::vector<Index>{conv->stride, conv->stride}},
                   {"group", conv->groups}});
-      height = (height + conv->stride - 1) / conv->stride;
-      width = (width + conv->stride - 1) / conv->stride;
       if (conv->relu) v = w.emit("Relu", {v});
     } else if (const auto* pool = std::get_if<HeadPool>(&head.layers[i])) {
       std::vector<ValueId> parts;

@@ -190,6 +190,15 @@ OFFRAMP_SEPARABLE void Model::Data::plan(Data& d) {
       in3.push_back(v == no_value ? TensorView{} : b.views[static_cast<std::size_t>(v)]);
     for (const ValueId v : nodes[i].outputs)
       out3.push_back(v == no_value ? TensorView{} : b.views[static_cast<std::size_t>(v)]);
+    if (!s.is_view) {
+      const auto moved = [](std::span<const TensorView> of) {
+        Index bytes = 0;
+        for (const TensorView& v : of) bytes += v.type == DType::none ? 0 : static_cast<Index>(v.bytes());
+        return bytes;
+      };
+      const Index of_two = moved(in) + moved(out);
+      layer.bytes = d.single ? of_two : of_two - (moved(in3) + moved(out3) - of_two);
+    }
     if (s.op->is_integer()) layer.cost.integer = layer.cost.flops;
     layer.cost.executed = s.is_view ? 0 : d.single ? at_two : at_two - (s.op->executed(in3, out3) - at_two);
     for (const ValueId v : nodes[i].inputs) {
