@@ -83,14 +83,14 @@ int main(int argc, char** argv) {
         population(order.data() + choosing, order.size() - static_cast<std::size_t>(choosing));
     const ExitRecords known = rows(agreement, choose);
     const auto path = denser_path(known, threshold_path(known, 60));
-    const std::vector<LossCount> seen[] = {losses_along(known, path, Risk::disagreement),
-                                           losses_along(rows(labelled, choose), path, Risk::accuracy_drop)};
+    // Where a walk for disagreement begins does not depend on losses.
+    const std::vector<LossCount> seen = losses_along(rows(labelled, choose), path, Risk::accuracy_drop);
     const ExitRecords fresh[] = {rows(agreement, certify), rows(labelled, certify)},
                       judged[] = {rows(agreement, population), rows(labelled, population)};
     for (Case& c : cases) {
       const std::size_t which = c.risk == Risk::disagreement ? 0 : 1;
       const CertificateOptions asked{c.risk, c.epsilon, c.delta, per_class};
-      const CertifiedThresholds r = certify_from(safest_of(seen[which], asked, n), fresh[which], path, asked);
+      const CertifiedThresholds r = certify_from(safest_of(seen, asked, n), fresh[which], path, asked);
       const Outcome full = full_outcome(judged[which]), o = apply_thresholds(judged[which], r.thresholds);
       double risk = full.accuracy - o.accuracy;
       if (per_class) {

@@ -11,6 +11,7 @@
 
 #include "evaluation.hpp"
 #include "memory.hpp"
+#include "offramp/calibrate/prices.hpp"
 #include "offramp/offramp.hpp"
 #include "output.hpp"
 
@@ -31,6 +32,7 @@ struct BenchResult {
   offramp::Cost cost;                   ///< of the batch
   Index memory_bytes = 0;
   std::vector<LayerTime> layers;
+  offramp::ExitPrices exits;  ///< milliseconds of one sample, where there are early exits
 
   double gflops(std::int64_t flops) const { return static_cast<double>(flops) / latency.p50 / 1e6; }
 };
@@ -51,7 +53,8 @@ inline double peak_gflops(offramp::Isa isa) {
   return best;
 }
 
-/// Times the backbone, without early exits and their heads: medians over `seconds`, after a warm-up.
+/// Times the backbone, without early exits and their heads: medians over `seconds`, after a warm-up. `per_layer`: also
+/// its layers, and stages and heads of a network with early exits.
 inline BenchResult measure(const offramp::Model& m, Index batch, int threads, double seconds, bool per_layer) {
   using clock = std::chrono::steady_clock;
   const auto ms_since = [](clock::time_point t) {
@@ -108,6 +111,7 @@ inline BenchResult measure(const offramp::Model& m, Index batch, int threads, do
     for (std::size_t i = 0; i < layers.size(); ++i) {
       if (!layers[i].is_head) r.layers.push_back({i, latency_of(all[i]).p50});
     }
+    if (m.exit_count() > 1 && is_float) r.exits = offramp::measured_prices(m, samples);
   }
   r.peak_gflops = peak_gflops(m.isa()) * threads;
   return r;
@@ -140,6 +144,8 @@ inline json to_json(const BenchResult& r, const offramp::Model& m) {
                            {"share", t.ms / r.latency.p50},
                            {"gflops", {{"nominal", per_ms(l.cost.flops)}, {"executed", per_ms(l.cost.executed)}}}});
   }
+  for (std::size_t k = 0; k < r.exits.stages.size(); ++k)
+    j["exits"].push_back({{"name", m.exits()[k].name}, {"stage_ms", r.exits.stages[k]}, {"head_ms", r.exits.heads[k]}});
   return j;
 }
 
@@ -156,6 +162,15 @@ inline void print(const BenchResult& r, const offramp::Model& m) {
                 l.output.text().c_str(), t.ms, percent(t.ms / r.latency.p50, 1).c_str(), rate(l.cost.flops).c_str(),
                 rate(l.cost.executed).c_str(), l.algorithm.c_str());
   }
+  if (!r.exits.stages.empty())
+    std::printf("\n%-16s %9s %12s %9s %12s\n", "exit, one sample", "stage ms", "FLOPs", "head ms", "FLOPs");
+  for (std::size_t k = 0; k < r.exits.stages.size(); ++k) {
+    const auto& e = m.exits()[k];
+    std::printf("%-16s %9.4f %12s %9.4f %12s\n", e.name.c_str(), r.exits.stages[k],
+                engineering(static_cast<double>(e.stage.flops)).c_str(), r.exits.heads[k],
+                engineering(static_cast<double>(e.head.flops)).c_str());
+  }
+  if (!r.exits.stages.empty()) std::printf("\n");
   std::printf(
       "batch %ld, %d thread%s, %s, %zu runs\nlatency   median %.4f ms, best %.4f ms, p99 %.4f ms\nGFLOP/s   nominal "
       "%.1f, executed %.1f of %.1f at peak (%s)\nmemory    %s bytes of work\nenergy    %s\n",

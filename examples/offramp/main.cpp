@@ -554,7 +554,8 @@ int main(int argc, char** argv) {
   bench_command->add_option("--seconds", seconds, "time to measure for")
       ->check(CLI::Range(0.01, 3600.0))
       ->capture_default_str();
-  bench_command->add_flag("--per-layer", per_layer, "also each layer alone, with its algorithm");
+  bench_command->add_flag("--per-layer", per_layer,
+                          "also each layer alone, with its algorithm, and each exit's stage and head");
   bench_command->add_option("--winograd", c.winograd, "largest tile of Winograd convolutions: 6, 4, 2, or 0 for none")
       ->check(CLI::IsMember({0, 2, 4, 6}))
       ->capture_default_str();
