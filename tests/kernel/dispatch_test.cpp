@@ -60,6 +60,36 @@ TEST_P(EveryIsa, GemmEqualsEigen) {
   }
 }
 
+// Rows at equal steps, as a first layer's windows lie, give what the same rows give that are found by a table.
+TEST_P(EveryIsa, LinesOfWindowsEqualATable) {
+  constexpr Index m = 37, taps = 3, tap_step = 300;
+  const auto a = test::random_floats(taps * tap_step, 1);
+  for (const Index step : {1, 2, 3, 6}) {
+    for (const Index n : {16, 20, 32, 48}) {
+      for (const Unary activation : {Unary::identity, Unary::relu, Unary::clip, Unary::tanh}) {
+        Gemm g;
+        g.m = m, g.n = n, g.taps = taps, g.run = 7;
+        const auto b = packed(test::random_floats(taps * g.run * n, 2), taps * g.run, n);
+        const auto bias = test::random_floats(padded_columns(n), 3);
+        const std::vector<float> zeros(16, 0.0f);
+        g.a = a.data(), g.lda = step, g.tap_step = tap_step, g.b = b.data(), g.bias = bias.data(), g.ldc = n;
+        g.activation = activation, g.alpha = -0.5f, g.beta = 0.75f;
+        std::vector<float> line(static_cast<std::size_t>(m * n), nan), table = line;
+        g.c = line.data();
+        k.gemm(g);
+        std::vector<std::int32_t> offsets;
+        for (Index i = 0; i < m; ++i) {
+          for (Index t = 0; t < taps; ++t) offsets.push_back(static_cast<std::int32_t>(i * step + t * tap_step));
+        }
+        g.offsets = offsets.data(), g.zeros = zeros.data(), g.c = table.data();
+        k.gemm(g);
+        ASSERT_LT(test::relative_error(line, std::vector<double>(table.begin(), table.end())), 1e-6)
+            << step << ", " << n << " columns";
+      }
+    }
+  }
+}
+
 // Panels that are deeper than a cache are added up in parts.
 TEST_P(EveryIsa, DeepGemmEqualsEigen) {
   for (const Index m : {8, 9, 33}) {
