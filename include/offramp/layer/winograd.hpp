@@ -57,8 +57,8 @@ class WinogradPlan {
     const double weights = static_cast<double>(points * in_channels * kernel::padded_columns(out_channels));
     const double work =
         static_cast<double>(all) * weights / (kernel::product_share * multiply_adds_per_cycle(lanes)) +
-        static_cast<double>(all * points) / static_cast<double>(lanes) *
-            (input[n] * static_cast<double>(in_channels) + output[n] * static_cast<double>(out_channels));
+        static_cast<double>(all * points) * (input[n] * static_cast<double>((in_channels + lanes - 1) / lanes) +
+                                             output[n] * static_cast<double>((out_channels + lanes - 1) / lanes));
     return kernel::cycles_with_weights(work, 4 * weights) +
            static_cast<double>(blocks - 1) * kernel::cycles_to_repeat(4 * weights);
   }
