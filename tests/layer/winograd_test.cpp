@@ -4,7 +4,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
+#include <vector>
 
+#include "graphs.hpp"
+#include "offramp/graph/model.hpp"
 #include "offramp/kernel/dispatch.hpp"
 #include "reference.hpp"
 
@@ -93,6 +97,21 @@ TEST(Winograd, SmallerBatchesNeedNoMoreScratch) {
       const WinogradPlan plan(window, 64, 64, m, w.data(), threads);
       for (Index batch = 1; batch < 9; ++batch) EXPECT_LE(plan.scratch_bytes(batch), plan.scratch_bytes(batch + 1));
     }
+  }
+}
+
+// A layer that pruning leaves with seven channels is no slower than it was with sixteen.
+TEST(Winograd, IsChosenForFewChannelsToo) {
+  for (const auto& [in, out] : {std::pair<Index, Index>{16, 16}, {16, 7}, {7, 16}}) {
+    test::Builder b;
+    b.g.opset = 13;
+    const ValueId x = b.input("input", {dynamic, in, 32, 32}), w = b.constant({out, in, 3, 3}, 1);
+    b.output(b.node("Conv", {x, w}, {{"pads", std::vector<Index>{1, 1, 1, 1}}}), "output");
+    const Model m(b.g);
+    const auto layers = m.layers();
+    EXPECT_TRUE(std::any_of(layers.begin(), layers.end(),
+                            [](const LayerInfo& l) { return l.algorithm.starts_with("winograd"); }))
+        << in << " to " << out;
   }
 }
 

@@ -251,7 +251,7 @@ class ConvPlan {
     best =
         kernel::cycles_with_weights(static_cast<double>(options.batch * w_.out_count()) * weights / rate, 4 * weights);
     Index chosen = 0;
-    if (!WinogradPlan::fits(w_, group_) || in_channels_ < 4 || out_channels_ < 4) return 0;
+    if (!WinogradPlan::fits(w_, group_) || in_channels_ <= 4 || out_channels_ < 4) return 0;
     for (const Index m : {Index{2}, Index{4}, Index{6}}) {
       if (m > options.winograd_tile) break;
       const double cycles =
