@@ -11,7 +11,6 @@
 
 #include <Eigen/Cholesky>
 #include <Eigen/Core>
-#include <Eigen/LU>
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -100,6 +99,9 @@ class Pruner {
     }
   }
 
+  Pruner(const Pruner&) = delete;  // its parts refer to one another
+  Pruner& operator=(const Pruner&) = delete;
+
   /// Finds out what channels and blocks cost. Called once, first.
   void prepare() {
     observe();
@@ -169,7 +171,7 @@ class Pruner {
   Graph fitted() const { return o_.refit ? refit_.all(smaller(), cut_) : smaller(); }
 
  private:
-  static constexpr int surroundings = 5;  // products from a cut on that are fitted to tell what it costs
+  static constexpr std::size_t surroundings = 5;  // products from a cut on that are fitted to tell what it costs
 
   // What one product knows of its input.
   struct Layer {
@@ -469,11 +471,12 @@ class Pruner {
     for (double& c : kind.costs) c *= healed;
   }
   // What is left of the answers' change without half the groups of a kind once the products behind the readers have
-  // been fitted, too: early layers have many behind them that make up for what is lost, the last have none.
+  // been fitted, too: early layers have many behind them that make up for what is lost, the last have none. Where half
+  // the network reads a kind, its readers are what could make up for it.
   double share_that_stays(const Kind& kind, const std::vector<std::pair<std::size_t, double>>& changes) const {
     const std::size_t half = (kind.groups.size() + 1) / 2;
     const auto at = std::find_if(changes.begin(), changes.end(), [&](const auto& c) { return c.first == half; });
-    if (!(at->second > 0)) return 1;
+    if (!(at->second > 0) || kind.products.size() > 2 * surroundings) return 1;
     Cut cut = nothing();
     for (std::size_t g = 0; g < half; ++g) {
       for (const int c : kind.groups[g]) cut.removed[static_cast<std::size_t>(c)] = true;

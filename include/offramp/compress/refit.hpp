@@ -96,7 +96,7 @@ class Refit {
   Graph all(Graph small, const Cut& cut) const { return fitted(std::move(small), cut, {}); }
   /// Fits only what stands in front of a block that is gone, and `count` products from the first one behind it, or from
   /// each one with fewer weights, on.
-  Graph around(Graph small, const Cut& cut, int count) const { return fitted(std::move(small), cut, count); }
+  Graph around(Graph small, const Cut& cut, std::size_t count) const { return fitted(std::move(small), cut, count); }
 
  private:
   // What a product is fitted to: a value of the whole network, and what is added to the product in the small one.
@@ -153,12 +153,12 @@ class Refit {
     return kept;
   }
 
-  Graph fitted(Graph small, const Cut& cut, std::optional<int> count) const {
+  Graph fitted(Graph small, const Cut& cut, std::optional<std::size_t> count) const {
     std::set<std::string> left;
     for (const Node& n : small.nodes) left.insert(n.name);
     const Inference shapes = infer_batch(small, o_.model, 2);
     bool changed = cut.has_gone();
-    int still = 0;               // products to be fitted, where not all are
+    std::size_t still = 0;       // products to be fitted, where not all are
     std::set<std::size_t> ends;  // of gaps: the additions that are gone
     for (std::size_t b = 0; b < blocks_.size(); ++b) {
       if (cut.gone[b]) ends.insert(by_name_.at(blocks_[b].name));
@@ -174,7 +174,8 @@ class Refit {
       const Goal goal = goal_of(small, n, cut, left);
       if (count) {
         if (differs || is_behind(source, ends)) still = *count;
-        if (!goal.in_front_of_gap && still-- <= 0) continue;
+        if (!goal.in_front_of_gap && still == 0) continue;
+        still -= still > 0;
       }
       const Shape in = shapes.views[static_cast<std::size_t>(n.inputs[0])].shape,
                   out = shapes.views[static_cast<std::size_t>(n.outputs[0])].shape;
