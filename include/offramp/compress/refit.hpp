@@ -135,8 +135,8 @@ class Refit {
       v = blocks_[b].sum;
     }
   }
-  // Whether a node is the first behind some of these; they are struck off.
-  bool is_behind(const Node& n, std::set<std::size_t>& nodes) const {
+  // Strikes off those of some nodes that stand in front of this one; whether there were any.
+  bool strikes_off(const Node& n, std::set<std::size_t>& nodes) const {
     const auto end = nodes.lower_bound(by_name_.at(n.name));
     const bool any = end != nodes.begin();
     nodes.erase(nodes.begin(), end);
@@ -173,7 +173,7 @@ class Refit {
       if (!changed) continue;
       const Goal goal = goal_of(small, n, cut, left);
       if (count) {
-        if (differs || is_behind(source, ends)) still = *count;
+        if (differs || strikes_off(source, ends)) still = *count;
         if (!goal.in_front_of_gap && still == 0) continue;
         still -= still > 0;
       }
