@@ -40,6 +40,13 @@ void watch_values(const Graph& g, const ModelOptions& options, const std::vector
   }
 }
 
+/// A value of its own, for after the run that shows it.
+inline Tensor copied(const TensorView& x) {
+  Tensor t(x.type, x.shape);
+  std::copy_n(x.f32(), x.count(), static_cast<float*>(t.mutable_data()));
+  return t;
+}
+
 /// The axis of channels of a value that a product reads or computes.
 inline int channel_axis(const TensorView& x) noexcept {
   return x.shape.rank() >= 3 ? 1 : x.shape.rank() - 1;

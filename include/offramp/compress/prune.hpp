@@ -315,8 +315,9 @@ class Pruner {
       branches_.push_back(std::move(b));
     }
     for (std::size_t i = 0; i < blocks_.size(); ++i) {
+      const ValueId read = behind_relu(g_, blocks_[i].sum);
       for (std::size_t k = 0; k < blocks_.size(); ++k) {
-        if (blocks_[k].shortcut == behind_relu(g_, blocks_[i].sum)) branches_[i].next = k, branches_[k].previous = i;
+        if (blocks_[k].shortcut == read) branches_[i].next = k, branches_[k].previous = i;
       }
     }
   }
@@ -387,8 +388,7 @@ class Pruner {
       watch_values(g_, o_.model, {n.inputs[0], n.outputs[0]}, samples_, o_.batch,
                    [&, x = Tensor()](std::size_t i, const TensorView& v) mutable {
                      if (i == 0) {
-                       x = Tensor(v.type, v.shape);
-                       std::copy_n(v.f32(), v.count(), static_cast<float*>(x.mutable_data()));
+                       x = copied(v);
                      } else {
                        take(m, draw(reader, x.view(), v, nullptr, each, random));
                      }
@@ -615,10 +615,10 @@ inline PruneResult prune(
   const auto fit = samples.first(static_cast<std::size_t>(std::min(count, options.fit_samples) * size));
   // Those that judge, as many as take 20 GFLOP, stand behind those that fit, where there are enough.
   const Index ahead = static_cast<Index>(fit.size()) / size, behind = count - ahead;
-  const Index judging = std::min(static_cast<Index>(std::clamp(20e9 / std::max(1.0, r.full_flops), 64.0, 512.0)),
-                                 behind >= 64 ? behind : count);
-  const auto judges = samples.subspan(static_cast<std::size_t>((behind >= 64 ? ahead : count - judging) * size),
-                                      static_cast<std::size_t>(judging * size));
+  const auto wanted = static_cast<Index>(std::clamp(20e9 / std::max(1.0, r.full_flops), 64.0, 512.0));
+  const auto rest = behind >= 64 ? samples.subspan(static_cast<std::size_t>(ahead * size)) : samples;
+  const auto judging = static_cast<std::size_t>(std::min(wanted, static_cast<Index>(rest.size()) / size) * size);
+  const auto judges = behind >= 64 ? rest.first(judging) : rest.last(judging);
   const std::string& name = model.exits().back().name;
   const ValueId answer = detail::output_called(g, name);
   const bool learns = options.distil.epochs > 0;

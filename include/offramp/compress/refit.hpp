@@ -135,12 +135,13 @@ class Refit {
       v = blocks_[b].sum;
     }
   }
-  // Strikes off those of some nodes that stand in front of this one; whether there were any.
-  bool strikes_off(const Node& n, std::set<std::size_t>& nodes) const {
-    const auto end = nodes.lower_bound(by_name_.at(n.name));
-    const bool any = end != nodes.begin();
-    nodes.erase(nodes.begin(), end);
-    return any;
+  // Whether a block that is gone ended between two places in the whole network.
+  bool has_gap(std::size_t from, std::size_t to, const Cut& cut) const {
+    for (std::size_t b = 0; b < blocks_.size(); ++b) {
+      const std::size_t end = by_name_.at(blocks_[b].name);
+      if (cut.gone[b] && from < end && end < to) return true;
+    }
+    return false;
   }
   std::vector<Index> kept_of(ValueId v, Index expected, const Cut& cut) const {
     std::vector<Index> kept;
@@ -158,22 +159,21 @@ class Refit {
     for (const Node& n : small.nodes) left.insert(n.name);
     const Inference shapes = infer_batch(small, o_.model, 2);
     bool changed = cut.has_gone();
-    std::size_t still = 0;       // products to be fitted, where not all are
-    std::set<std::size_t> ends;  // of gaps: the additions that are gone
-    for (std::size_t b = 0; b < blocks_.size(); ++b) {
-      if (cut.gone[b]) ends.insert(by_name_.at(blocks_[b].name));
-    }
+    std::size_t still = 0;  // products to be fitted, where not all are
+    std::size_t last = 0;   // the place in the whole network of the product before
     for (std::size_t i = 0; i < small.nodes.size(); ++i) {
       Node& n = small.nodes[i];
       if (!products_.contains(n.name)) continue;
-      const Node& source = g_.nodes[by_name_.at(n.name)];
+      const std::size_t place = by_name_.at(n.name);
+      const Node& source = g_.nodes[place];
+      const bool behind_gap = has_gap(std::exchange(last, place), place, cut);
       // Nothing in front has changed: nothing to make up for.
       const bool differs = g_[source.inputs[1]].constant.count() != small[n.inputs[1]].constant.count();
       changed = changed || differs;
       if (!changed) continue;
       const Goal goal = goal_of(small, n, cut, left);
       if (count) {
-        if (differs || strikes_off(source, ends)) still = *count;
+        if (differs || behind_gap) still = *count;
         if (!goal.in_front_of_gap && still == 0) continue;
         still -= still > 0;
       }
@@ -193,9 +193,7 @@ class Refit {
     // Both networks over the same samples, batch by batch.
     std::vector<Tensor> targets, floors;
     watch_values(g_, o_.model, {goal.value}, samples_, o_.batch, [&](std::size_t, const TensorView& y) {
-      Tensor copy(y.type, y.shape);
-      std::copy_n(y.f32(), y.count(), static_cast<float*>(copy.mutable_data()));
-      targets.push_back(ChannelClasses::cut(copy, axis, kept));
+      targets.push_back(ChannelClasses::cut(copied(y), axis, kept));
       if (!goal.rectified) return;
       const TensorView t = targets.back().view();
       floors.emplace_back(t.type, t.shape);
