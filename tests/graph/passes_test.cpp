@@ -2,7 +2,10 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <span>
+#include <vector>
 
 #include "graphs.hpp"
 #include "offramp/graph/model.hpp"
@@ -93,6 +96,52 @@ TEST(Passes, AddOfOneValueTwiceStays) {
   const auto y = b.node("Conv", {b.input("x", {dynamic, 3, 6, 6}), b.constant({4, 3, 3, 3}, 1)});
   b.output(b.node("Add", {y, y}), "y");
   expect_same(Model(b.g), {2, 3, 6, 6});
+}
+
+// A shortcut that halves the image and pads the channels, with steps of either sign, one place cut off, another value.
+TEST(Passes, SlicesAndThePaddingBehindThemAreOneCopy) {
+  const auto numbers = [](const std::vector<Index>& v) {
+    return Tensor::of<Index>({static_cast<Index>(v.size())}, std::span<const Index>(v));
+  };
+  for (const Index step : {Index{2}, Index{-2}}) {
+    for (const bool convolved : {true, false}) {
+      test::Builder b;
+      ValueId x = b.input("x", {dynamic, 5, 9, 12});
+      if (convolved) x = b.node("Conv", {x, b.constant({5, 5, 1, 1}, 3)});
+      const auto slice = [&](ValueId v, Index start, Index end, Index axis, Index by) {
+        return b.node("Slice", {v, b.constant(numbers({start})), b.constant(numbers({end})),
+                                b.constant(numbers({axis})), b.constant(numbers({by}))});
+      };
+      const ValueId rows = step > 0 ? slice(x, 1, 9, 2, step) : slice(x, -1, -100, 2, step);
+      const ValueId columns = slice(rows, 0, 11, 3, 3), half = slice(columns, 1, 4, 3, 2);
+      const ValueId value = b.constant(Tensor::of<float>({}, std::vector<float>{0.5f}));
+      ValueId y = b.node("Pad", {half, b.constant(numbers({0, 2, 0, 1, 0, 3, 1, 0})), value});
+      if (convolved) y = b.node("Conv", {y, b.constant({4, 10, 1, 1}, 4)});
+      b.output(y, "y");
+      const Model m(b.g);
+      const auto ops = operators_of(m);
+      EXPECT_EQ(std::count(ops.begin(), ops.end(), "PaddedSlice"), 1);
+      EXPECT_EQ(std::count(ops.begin(), ops.end(), "Slice"), 0);
+      EXPECT_EQ(std::count(ops.begin(), ops.end(), "Pad"), 0);
+      for (const Index batch : {1, 3}) expect_same(m, {batch, 5, 9, 12});
+    }
+  }
+}
+
+// What is taken of the batch is not the same for every batch, and what another node reads stays.
+TEST(Passes, SlicesThatCannotBeOneCopyStay) {
+  const auto numbers = [](Index v) { return Tensor::of<Index>({1}, std::vector<Index>{v}); };
+  test::Builder b;
+  const auto x = b.input("x", {dynamic, 6, 8});
+  const auto slice = [&](ValueId v, Index start, Index end, Index axis) {
+    return b.node("Slice", {v, b.constant(numbers(start)), b.constant(numbers(end)), b.constant(numbers(axis))});
+  };
+  const auto shared = slice(x, 1, 5, 1), front = slice(shared, 0, 3, 2);
+  b.output(b.node("Concat", {shared, front}, {{"axis", Index{2}}}), "y");
+  const Model m(b.g);
+  const auto ops = operators_of(m);
+  EXPECT_EQ(std::count(ops.begin(), ops.end(), "Slice"), 2);
+  expect_same(m, {3, 6, 8});
 }
 
 TEST(Passes, ChannelsLastThroughWhatStandsBetweenConvolutions) {

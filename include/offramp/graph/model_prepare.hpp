@@ -103,6 +103,7 @@ OFFRAMP_SEPARABLE void Model::Data::plan(Data& d) {
   passes::fuse_matmul_bias(g);
   passes::fuse_tails(g, two);
   passes::join_pools(g, two);
+  passes::join_slices(g, two, three);
   passes::ChannelsLast(g, two).run();
   g.remove_dead_nodes();
   g.sort();

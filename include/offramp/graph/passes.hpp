@@ -20,6 +20,7 @@
 #include "offramp/layer/element.hpp"
 #include "offramp/layer/elementwise.hpp"
 #include "offramp/layer/grid.hpp"
+#include "offramp/layer/movement.hpp"
 
 namespace offramp::passes {
 
@@ -355,6 +356,95 @@ inline void fuse_tails(Graph& g, const Inference& shapes) {
   g.sort();
 }
 
+/// Joins a Slice, or several that follow each other, with the Slice or Pad behind them: the shortcut of a residual
+/// block that halves the image takes two and pads the channels. `shapes` and `other` were inferred with different
+/// batches.
+inline void join_slices(Graph& g, const Inference& shapes, const Inference& other) {
+  struct Box {
+    SliceOperation::Range taken;
+    std::vector<Index> pads;
+  };
+  const auto view = [&](ValueId v) { return v == no_value ? TensorView{} : shapes.views[static_cast<std::size_t>(v)]; };
+  // What a node takes of its input and pads it with, where no size but the batch's can change.
+  const auto box_of = [&](const Node& n) -> std::optional<Box> {
+    if ((n.op != "Slice" && n.op != "Pad") || n.outputs.size() != 1) return {};
+    std::vector<TensorView> in;
+    for (const ValueId v : n.inputs) in.push_back(view(v));
+    const Shape &x = in[0].shape, &y = view(n.outputs[0]).shape;
+    const auto varies = [&](ValueId v, const Shape& s) {
+      const Shape& o = other.views[static_cast<std::size_t>(v)].shape;
+      return !std::equal(s.begin() + 1, s.end(), o.begin() + 1, o.end());
+    };
+    if (x.rank() < 2 || y.rank() != x.rank() || varies(n.inputs[0], x) || varies(n.outputs[0], y) || x[0] != y[0])
+      return {};
+    const std::size_t rank = x.sizes().size();
+    Box box;
+    if (n.op == "Slice") {
+      box.taken = SliceOperation(n, g.opset).resolve(in);
+      if (box.taken.step[0] != 1) return {};
+      box.pads.assign(2 * rank, 0);
+    } else {
+      const bool attribute = n.input(1) == no_value;
+      if (n.text("mode", "constant") != "constant" || n.input(3) != no_value) return {};
+      if (!attribute && !g.is_constant(n.input(1))) return {};
+      box.pads = attribute ? n.integers(n.find("pads") ? "pads" : "paddings")
+                           : known_integers(g[n.input(1)].constant.view(), "pads");
+      if (box.pads.size() != 2 * rank || std::ranges::any_of(box.pads, [](Index p) { return p < 0; }) ||
+          box.pads[0] != 0 || box.pads[rank] != 0)
+        return {};
+      for (const Index size : x)
+        box.taken.first.push_back(0), box.taken.step.push_back(1), box.taken.sizes.push_back(size);
+    }
+    return box;
+  };
+  const auto shape_of = [](const std::vector<Index>& v) { return Shape(std::span<const Index>(v)); };
+  for (bool joined = true; joined;) {
+    joined = false;
+    Matcher m(g);
+    for (Node& n : g.nodes) {
+      Node* before = n.inputs.empty() || !m.is_private(n.inputs[0]) ? nullptr : m.producer(n.inputs[0]);
+      if (!before || before == &n) continue;
+      const DType type = view(n.inputs[0]).type;
+      if (type != DType::f32 && type != DType::u8 && type != DType::i8) continue;
+      std::optional<Box> first, second = box_of(n);
+      if (!second) continue;
+      if (before->op == "Slice") first = box_of(*before);
+      if (before->op == "PaddedSlice" && !before->find("value")) {
+        first = Box{{shape_of(before->integers("first")), shape_of(before->integers("step")),
+                     shape_of(before->integers("sizes"))},
+                    before->integers("pads")};
+      }
+      if (!first) continue;
+      std::optional<double> value;
+      if (n.op == "Pad") {
+        value = n.input(2) == no_value ? static_cast<double>(n.real("value", 0)) : m.scalar(n.input(2));
+        if (!value) continue;
+      }
+      SliceOperation::Range taken = first->taken;
+      for (int i = 0; i < taken.first.rank(); ++i) {
+        taken.first[i] += second->taken.first[i] * taken.step[i];
+        taken.step[i] *= second->taken.step[i];
+        taken.sizes[i] = i == 0 ? -1 : second->taken.sizes[i];
+      }
+      const auto numbers = [](const Shape& s) { return std::vector<Index>(s.begin(), s.end()); };
+      n.op = "PaddedSlice";
+      n.domain = std::string(Operators::fused_domain);
+      n.attributes.clear();
+      n.set("first", numbers(taken.first));
+      n.set("step", numbers(taken.step));
+      n.set("sizes", numbers(taken.sizes));
+      n.set("pads", second->pads);
+      if (value) n.set("value", static_cast<float>(*value));
+      n.inputs = {before->inputs[0]};
+      adopt(n, *before);
+      drop(*before);
+      joined = true;
+      break;
+    }
+  }
+  erase_marked(g);
+}
+
 /// Joins average and maximum poolings of one image to grids, each flattened, all concatenated, into one node. Works on
 /// windows without padding that tile the image as `append_head` lays them.
 inline void join_pools(Graph& g, const Inference& shapes) {
@@ -581,7 +671,8 @@ class ChannelsLast {
       emit(std::move(node), out);
       return true;
     }
-    if ((node.op == "Pad" || node.op == "Slice") && has_twin(node.inputs[0])) return rewrite_ranges(node, out, rank);
+    if ((node.op == "Pad" || node.op == "Slice" || node.op == "PaddedSlice") && has_twin(node.inputs[0]))
+      return rewrite_ranges(node, out, rank);
     if (node.op == "ReduceMean" && node.inputs.size() == 1 && node.integer("keepdims", 1) == 1 && node.find("axes") &&
         has_twin(node.inputs[0])) {
       auto axes = node.integers("axes");
@@ -617,9 +708,21 @@ class ChannelsLast {
     return true;
   }
 
+  // One number an axis, as often as it takes.
+  static std::vector<Index> reordered(const std::vector<Index>& numbers, int rank) {
+    std::vector<Index> to(numbers.size());
+    for (std::size_t i = 0; i < numbers.size(); ++i) {
+      const auto n = static_cast<std::size_t>(rank);
+      to[i / n * n + static_cast<std::size_t>(moved(static_cast<int>(i % n), rank))] = numbers[i];
+    }
+    return to;
+  }
+
   // Pad and Slice: reorder the numbers, which are attributes in old opsets and constants in new ones.
   bool rewrite_ranges(Node& node, ValueId out, int rank) {
-    if (node.op == "Pad") {
+    if (node.op == "PaddedSlice") {
+      for (const char* key : {"first", "step", "sizes", "pads"}) node.set(key, reordered(node.integers(key), rank));
+    } else if (node.op == "Pad") {
       const bool attribute = node.input(1) == no_value;
       if (node.input(3) != no_value) return false;
       if (!attribute && !g_.is_constant(node.input(1))) return false;
@@ -627,17 +730,10 @@ class ChannelsLast {
       const std::vector<Index> pads =
           attribute ? node.integers(key) : known_integers(g_[node.input(1)].constant.view(), "pads");
       if (static_cast<int>(pads.size()) != 2 * rank) return false;
-      std::vector<Index> reordered(pads.size());
-      for (int a = 0; a < rank; ++a) {
-        const auto to = static_cast<std::size_t>(moved(a, rank)), from = static_cast<std::size_t>(a),
-                   n = static_cast<std::size_t>(rank);
-        reordered[to] = pads[from];
-        reordered[to + n] = pads[from + n];
-      }
       if (attribute)
-        node.set(key, reordered);
+        node.set(key, reordered(pads, rank));
       else
-        node.inputs[1] = g_.add_constant(g_[out].name + ".pads", Tensor::of<Index>({2 * rank}, reordered));
+        node.inputs[1] = g_.add_constant(g_[out].name + ".pads", Tensor::of<Index>({2 * rank}, reordered(pads, rank)));
     } else {
       const bool attribute = node.find("starts") != nullptr;
       if (!attribute && (node.input(3) == no_value || !g_.is_constant(node.input(3)))) return false;

@@ -124,54 +124,93 @@ class ViewOperation final : public Operation {
 
 namespace detail {
 
-/// Copies elements of a strided view of `x` into contiguous `y`: y[i] = x[first + sum(i_k * strides_k)].
+/// Copies n elements; a call of the library's function costs more than a few vectors do.
 template <class T>
-void gather_strided(const T* x, Index first, const Shape& sizes, const Shape& strides, T* y) noexcept {
-  const int rank = sizes.rank();
-  if (rank == 0) {
-    *y = x[first];
+void copy_run(const T* from, T* to, Index n) noexcept {
+  constexpr Index vector = 16 / sizeof(T);
+  if (n > 16 * vector) {
+    std::memcpy(to, from, static_cast<std::size_t>(n) * sizeof(T));
     return;
   }
-  const Index n = sizes[rank - 1], step = strides[rank - 1];
-  const bool turns = rank > 1 && step > 1 && strides[rank - 2] == 1;  // the last two axes are a transposed matrix
+  for (; n >= vector; n -= vector, from += vector, to += vector) std::memcpy(to, from, 16);
+  for (Index i = 0; i < n; ++i) to[i] = from[i];
+}
+
+/// A box of elements in two tensors: its sizes, and how far apart neighbours lie in each, in elements.
+struct StridedBox {
+  Shape sizes, from, to;
+
+  /// The same elements in as few axes as possible: those that follow each other in both tensors become one.
+  StridedBox joined() const noexcept {
+    StridedBox box;
+    for (int i = 0; i < sizes.rank(); ++i) {
+      if (sizes[i] == 1) continue;
+      const int last = box.sizes.rank() - 1;
+      if (last >= 0 && box.from[last] == sizes[i] * from[i] && box.to[last] == sizes[i] * to[i]) {
+        box.sizes[last] *= sizes[i];
+        box.from[last] = from[i], box.to[last] = to[i];
+      } else {
+        box.sizes.push_back(sizes[i]), box.from.push_back(from[i]), box.to.push_back(to[i]);
+      }
+    }
+    return box;
+  }
+};
+
+/// y[sum(i_k * to_k)] = x[sum(i_k * from_k)] for every place of the box.
+template <class T>
+void copy_strided(const T* x, const StridedBox& box, T* y) noexcept {
+  const int rank = box.sizes.rank();
+  if (rank == 0) {
+    *y = *x;
+    return;
+  }
+  const Index n = box.sizes[rank - 1], step = box.from[rank - 1], to_step = box.to[rank - 1];
+  // The last two axes are a transposed matrix.
+  const bool turns = rank > 1 && step > 1 && box.from[rank - 2] == 1 && to_step == 1 && box.to[rank - 2] == n;
   const int outer = turns ? rank - 2 : rank - 1;
-  const Index runs = sizes.count(0, outer), columns = turns ? sizes[rank - 2] : 1;
+  const Index runs = box.sizes.count(0, outer), columns = turns ? box.sizes[rank - 2] : 1;
   std::array<Index, Shape::max_rank> at{};
-  Index offset = first;
   for (Index r = 0; r < runs; ++r) {
     if (turns) {
-      kernel::transpose(x + offset, n, columns, step, y);
-      y += n * columns;
-    } else if (step == 1) {
-      std::memcpy(y, x + offset, static_cast<std::size_t>(n) * sizeof(T));
-      y += n;
+      kernel::transpose(x, n, columns, step, y);
+    } else if (step == 1 && to_step == 1) {
+      copy_run(x, y, n);
     } else {
-      for (Index i = 0; i < n; ++i) *y++ = x[offset + i * step];
+      for (Index i = 0; i < n; ++i) y[i * to_step] = x[i * step];
     }
     for (int a = outer - 1; a >= 0; --a) {
       const auto u = static_cast<std::size_t>(a);
-      offset += strides[a];
-      if (++at[u] < sizes[a]) break;
-      offset -= strides[a] * sizes[a];
+      x += box.from[a], y += box.to[a];
+      if (++at[u] < box.sizes[a]) break;
+      x -= box.from[a] * box.sizes[a], y -= box.to[a] * box.sizes[a];
       at[u] = 0;
     }
   }
 }
 
-inline void gather_strided(const TensorView& x, Index first, const Shape& strides, const TensorView& y) noexcept {
-  if (y.count() == 0) return;
+/// The same for tensors of one type, from element `from` of `x` and `to` of `y` on.
+inline void copy_strided(const TensorView& x, Index from, const StridedBox& all, const TensorView& y,
+                         Index to) noexcept {
+  if (all.sizes.count() == 0) return;
+  const StridedBox box = all.joined();
   switch (size_of(x.type)) {
     case 1:
-      return gather_strided(x.as<std::uint8_t>(), first, y.shape, strides, y.as<std::uint8_t>());
+      return copy_strided(x.as<std::uint8_t>() + from, box, y.as<std::uint8_t>() + to);
     case 2:
-      return gather_strided(x.as<std::uint16_t>(), first, y.shape, strides, y.as<std::uint16_t>());
+      return copy_strided(x.as<std::uint16_t>() + from, box, y.as<std::uint16_t>() + to);
     case 4:
-      return gather_strided(x.as<std::uint32_t>(), first, y.shape, strides, y.as<std::uint32_t>());
+      return copy_strided(x.as<std::uint32_t>() + from, box, y.as<std::uint32_t>() + to);
     case 8:
-      return gather_strided(x.as<std::uint64_t>(), first, y.shape, strides, y.as<std::uint64_t>());
+      return copy_strided(x.as<std::uint64_t>() + from, box, y.as<std::uint64_t>() + to);
     default:
       return;
   }
+}
+
+/// Fills all of `y` with a strided view of `x`.
+inline void gather_strided(const TensorView& x, Index first, const Shape& strides, const TensorView& y) noexcept {
+  copy_strided(x, first, {y.shape, strides, strides_of(y.shape)}, y, 0);
 }
 
 }  // namespace detail
@@ -327,6 +366,11 @@ class SplitOperation final : public Operation {
 /// Slice, with steps of either sign.
 class SliceOperation final : public Operation {
  public:
+  /// What it takes of every axis: the first place, how far it is to the next one, and how many.
+  struct Range {
+    Shape first, step, sizes;
+  };
+
   SliceOperation(const Node& node, Index) {
     if (const auto* v = node.get<std::vector<Index>>("starts")) starts_ = *v, attributes_ = true;
     ends_ = node.integers("ends");
@@ -355,10 +399,6 @@ class SliceOperation final : public Operation {
     return true;
   }
 
- private:
-  struct Range {
-    Shape first, step, sizes;
-  };
   Range resolve(std::span<const TensorView> in) const {
     const TensorView& x = required_input(in, 0);
     const auto starts = integers_of(attributes_ ? &starts_ : nullptr, in, 1, "starts");
@@ -398,6 +438,7 @@ class SliceOperation final : public Operation {
     return r;
   }
 
+ private:
   bool attributes_ = false;
   std::vector<Index> starts_, ends_, axes_;
   Range range_;
@@ -806,11 +847,16 @@ class OneHotOperation final : public Operation {
   Index axis_;
 };
 
-/// Pad: constant, edge or reflected.
+/// Pad: constant, edge or reflected. PaddedSlice, which `passes::join_slices` makes, pads what it takes of its input by
+/// `first`, `step` and `sizes` for every axis, -1 for all of it.
 class PadOperation final : public Operation {
  public:
   PadOperation(const Node& node, Index)
       : mode_(node.text("mode", "constant")), value_(static_cast<double>(node.real("value", 0))) {
+    if (node.op == "PaddedSlice") {
+      slice_ = {Shape(node.integers("first")), Shape(node.integers("step")), Shape(node.integers("sizes"))};
+      OFFRAMP_REQUIRE(mode_ == "constant", "a padded slice is padded with a constant");
+    }
     if (const auto* v = node.get<std::vector<Index>>(node.find("pads") ? "pads" : "paddings"))
       pads_ = *v, has_pads_ = true;
     OFFRAMP_REQUIRE(mode_ == "constant" || mode_ == "edge" || mode_ == "reflect",
@@ -820,13 +866,13 @@ class PadOperation final : public Operation {
   void infer(std::span<const TensorView> in, std::span<TensorView> out) const override {
     const TensorView& x = required_input(in, 0);
     const auto [begin, end] = resolve(in);
+    const Shape own = taken(x.shape);
     Shape s;
     for (int i = 0; i < x.shape.rank(); ++i) {
-      const Index n = x.shape[i] + begin[i] + end[i];
+      const Index n = own[i] + begin[i] + end[i];
       OFFRAMP_REQUIRE(n >= 0, "the output has a negative size");
-      OFFRAMP_REQUIRE(
-          mode_ == "constant" || (x.shape[i] > 0 && (mode_ == "edge" || std::max(begin[i], end[i]) < x.shape[i])),
-          "padding is larger than input " + x.shape.text());
+      OFFRAMP_REQUIRE(mode_ == "constant" || (own[i] > 0 && (mode_ == "edge" || std::max(begin[i], end[i]) < own[i])),
+                      "padding is larger than input " + x.shape.text());
       s.push_back(n);
     }
     const TensorView* v = optional_input(in, 2);
@@ -846,41 +892,56 @@ class PadOperation final : public Operation {
     same_bytes_ = std::all_of(bytes, bytes + fill_.bytes(), [&](std::byte b) { return b == *bytes; });
   }
   bool forward(const OperationRun& run) const noexcept override {
-    const TensorView &x = run.in[0], &y = run.out[0];
-    const int rank = x.shape.rank();
-    const Shape strides = strides_of(x.shape);
-    const std::size_t size = size_of(x.type);
-    if (rank == 0) {
-      copy_elements(y.data, 0, x.data, 0, 1, size);
-      return true;
-    }
-    const Index row = y.shape[rank - 1], own = x.shape[rank - 1], left = begin_[rank - 1];
-    const Index rows = row > 0 ? y.count() / row : 0;
-    for (Index r = 0; r < rows; ++r) {
-      Index flat = r, offset = 0;
-      bool inside = true;
-      for (int i = rank - 2; i >= 0; --i) {
-        const Index p = position(flat % y.shape[i] - begin_[i], x.shape[i]);
-        flat /= y.shape[i];
-        inside = inside && p >= 0;
-        offset += p * strides[i];
-      }
-      if (inside && mode_ == "constant") {  // one run of the input between two runs of the value
-        const Index from = std::clamp<Index>(left, 0, row), to = std::clamp<Index>(left + own, from, row);
-        fill(y, r * row, from, size);
-        copy_elements(y.data, r * row + from, x.data, offset + from - left, to - from, size);
-        fill(y, r * row + to, row - to, size);
-        continue;
-      }
-      for (Index i = 0; i < row; ++i) {
-        const Index p = inside ? position(i - left, own) : -1;
-        copy_elements(y.data, r * row + i, p < 0 ? fill_.data() : x.data, p < 0 ? 0 : offset + p, 1, size);
-      }
-    }
-    return true;
+    return mode_ == "constant" ? pad_constant(run.in[0], run.out[0]) : pad_own(run.in[0], run.out[0]);
   }
 
  private:
+  Shape taken(const Shape& x) const {
+    if (slice_.sizes.rank() == 0) return x;
+    OFFRAMP_REQUIRE(
+        slice_.first.rank() == x.rank() && slice_.step.rank() == x.rank() && slice_.sizes.rank() == x.rank(),
+        "a slice of another rank than input " + x.text());
+    Shape s = slice_.sizes;
+    for (int i = 0; i < x.rank(); ++i) {
+      if (s[i] < 0) s[i] = x[i];
+    }
+    return s;
+  }
+  // The value everywhere, then what lies inside.
+  bool pad_constant(const TensorView& x, const TensorView& y) const noexcept {
+    const Shape own = strides_of(x.shape), strides = strides_of(y.shape);
+    detail::StridedBox box;
+    Index first = 0, corner = 0;
+    bool empty = false;
+    for (int i = 0; i < x.shape.rank(); ++i) {
+      const bool whole = slice_.sizes.rank() == 0 || slice_.sizes[i] < 0;
+      const Index start = whole ? 0 : slice_.first[i], step = whole ? 1 : slice_.step[i];
+      const Index n = whole ? x.shape[i] : slice_.sizes[i], cut = std::max<Index>(0, -begin_[i]),
+                  place = std::max<Index>(0, begin_[i]), size = std::min(n - cut, y.shape[i] - place);
+      const Index last = start + (n - 1) * step;
+      if (n > 0 && (start < 0 || start >= x.shape[i] || last < 0 || last >= x.shape[i])) return false;
+      empty = empty || size <= 0;
+      first += (start + cut * step) * own[i], corner += place * strides[i];
+      box.sizes.push_back(size), box.from.push_back(own[i] * step), box.to.push_back(strides[i]);
+    }
+    if (empty || box.sizes.count() < y.count()) fill(y);
+    if (!empty) detail::copy_strided(x, first, box, y, corner);
+    return true;
+  }
+  // Padded with its own elements.
+  bool pad_own(const TensorView& x, const TensorView& y) const noexcept {
+    const int rank = x.shape.rank();
+    const Shape strides = strides_of(x.shape);
+    for (Index r = 0; r < y.count(); ++r) {
+      Index flat = r, from = 0;
+      for (int i = rank - 1; i >= 0; --i) {
+        from += position(flat % y.shape[i] - begin_[i], x.shape[i]) * strides[i];
+        flat /= y.shape[i];
+      }
+      copy_elements(y.data, r, x.data, from, 1, size_of(x.type));
+    }
+    return true;
+  }
   std::pair<Shape, Shape> resolve(std::span<const TensorView> in) const {
     const TensorView& x = required_input(in, 0);
     auto pads = integers_of(has_pads_ ? &pads_ : nullptr, in, 1, "pads");
@@ -903,18 +964,15 @@ class PadOperation final : public Operation {
     }
     return {begin, end};
   }
-  void fill(const TensorView& y, Index first, Index n, std::size_t size) const noexcept {
-    auto* to = static_cast<std::byte*>(y.data) + static_cast<std::size_t>(first) * size;
+  void fill(const TensorView& y) const noexcept {
     if (same_bytes_) {
-      std::memset(to, std::to_integer<int>(*static_cast<const std::byte*>(fill_.data())),
-                  static_cast<std::size_t>(n) * size);
+      std::memset(y.data, std::to_integer<int>(*static_cast<const std::byte*>(fill_.data())), y.bytes());
       return;
     }
-    for (Index i = 0; i < n; ++i) copy_elements(to, i, fill_.data(), 0, 1, size);
+    for (Index i = 0; i < y.count(); ++i) copy_elements(y.data, i, fill_.data(), 0, 1, size_of(y.type));
   }
   Index position(Index p, Index n) const noexcept {
     if (p >= 0 && p < n) return p;
-    if (mode_ == "constant") return -1;
     if (mode_ == "edge") return p < 0 ? 0 : n - 1;
     return p < 0 ? -p : 2 * (n - 1) - p;
   }
@@ -923,6 +981,7 @@ class PadOperation final : public Operation {
   double value_;
   bool has_pads_ = false;
   std::vector<Index> pads_;
+  SliceOperation::Range slice_;  // of rank 0: all of the input
   Shape begin_;
   Tensor fill_;
   bool same_bytes_ = false;  // of the fill: then memset writes it

@@ -134,6 +134,7 @@ OFFRAMP_SEPARABLE std::unique_ptr<Operation> Operators::make(const Node& node, I
   if (const auto i = own_.find(node.op); i != own_.end()) return i->second(node, opset);
   if (node.domain == fused_domain) {
     if (node.op == "GridPool") return std::make_unique<GridPoolOperation>(node, opset);
+    if (node.op == "PaddedSlice") return std::make_unique<PadOperation>(node, opset);
     if (node.op == "IntegerConv") return std::make_unique<IntegerConvOperation>(node, opset);
     if (node.op == "IntegerDense") return std::make_unique<IntegerDenseOperation>(node, opset);
     if (node.op == "IntegerAdd") return std::make_unique<IntegerAddOperation>(node, opset);
