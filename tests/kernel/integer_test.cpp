@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <random>
+#include <tuple>
 #include <vector>
 
 #include "offramp/core/executor.hpp"
@@ -163,13 +164,57 @@ TEST_P(EveryIntegerIsa, SplitProductsAreTheSame) {
   }
 }
 
+// Rows at equal steps, as those of an image are, give what the same rows give by their offsets.
+TEST_P(EveryIntegerIsa, RowsAtEqualStepsAreThoseOfTheirOffsets) {
+  if (k.reads_tiles) GTEST_SKIP() << "tiles are read by offsets";
+  unsigned seed = 500;
+  for (const Index m : {1, 3, 4, 7, 8, 13, 16, 17, 31, 56}) {
+    for (const Index n : {5, 16, 24, 40, 64}) {
+      for (const auto& [lda, run] : {std::pair<Index, Index>{3, 9}, {6, 21}, {16, 48}, {32, 96}}) {
+        const Index taps = 3, tap_step = (m - 1) * lda + run + 4;
+        const auto a = random_bytes<std::uint8_t>(taps * tap_step + 16 * lda + 64, ++seed);
+        const auto b = random_bytes<std::int8_t>(taps * run * n, ++seed);
+        std::vector<std::int8_t> packed(static_cast<std::size_t>(integer_packed_size(taps, run, n)));
+        integer_pack(b.data(), taps, run, n, packed.data());
+        const std::vector<std::int32_t> bias(static_cast<std::size_t>((n + 15) / 16 * 16), 11);
+        const auto scale = scales(n, ++seed);
+        const auto residual = random_bytes<std::uint8_t>(m * n, ++seed);
+        std::vector<std::int32_t> offsets;
+        for (Index i = 0; i < m; ++i) {
+          for (Index t = 0; t < taps; ++t) offsets.push_back(static_cast<std::int32_t>(i * lda + t * tap_step));
+        }
+        for (const bool reads_past : {false, true}) {
+          IntegerGemm g;
+          g.m = m, g.n = n, g.taps = taps, g.run = run, g.a = a.data(), g.lda = lda;
+          g.b = packed.data(), g.bias = bias.data(), g.ldc = n, g.reads_past = reads_past;
+          g.output.scale = scale.data(), g.output.low = -100, g.output.high = 100, g.output.zero = 120;
+          g.output.residual = residual.data(), g.output.ldr = n;
+          g.output.y_scale = 0.75f, g.output.residual_scale = 0.5f, g.output.residual_zero = 128;
+          g.output.sum_low = -100, g.output.sum_high = 90;
+          std::vector<std::uint8_t> by_offsets(static_cast<std::size_t>(m * n + 1), 77), by_steps(by_offsets);
+          g.offsets = offsets.data(), g.c = by_offsets.data();
+          k.gemm(g);
+          g.offsets = nullptr, g.tap_step = tap_step, g.c = by_steps.data();
+          k.gemm(g);
+          EXPECT_EQ(by_steps, by_offsets) << m << "x" << n << "x" << run;
+          EXPECT_EQ(by_offsets.back(), 77);
+        }
+      }
+    }
+  }
+}
+
 TEST_P(EveryIntegerIsa, DepthwiseEqualsPlainLoops) {
   unsigned seed = 100;
-  for (const Index channels : {1, 16, 24, 64, 70, 144}) {
+  for (const Index channels : {1, 16, 24, 32, 64, 70, 96, 144}) {
     for (const Index size : {3, 5}) {
-      for (const Index stride : {1, 2}) {
-        const Index h = 7, w = 6, pad = size / 2;
-        const Index oh = (h + 2 * pad - size) / stride + 1, ow = (w + 2 * pad - size) / stride + 1;
+      for (const auto& [stride, h, w, dilation] : {std::tuple<Index, Index, Index, Index>{1, 7, 6, 1},
+                                                   {2, 7, 6, 1},
+                                                   {1, 9, 13, 1},
+                                                   {2, 8, 19, 1},
+                                                   {1, 9, 14, 2}}) {
+        const Index pad = size / 2, reach = (size - 1) * dilation + 1;
+        const Index oh = (h + 2 * pad - reach) / stride + 1, ow = (w + 2 * pad - reach) / stride + 1;
         const auto in = random_bytes<std::uint8_t>(h * w * channels, ++seed);
         const auto weights = random_bytes<std::int8_t>(size * size * channels, ++seed);
         std::vector<std::int8_t> packed(static_cast<std::size_t>(depthwise_packed_size(size * size, channels)));
@@ -180,7 +225,8 @@ TEST_P(EveryIntegerIsa, DepthwiseEqualsPlainLoops) {
         std::vector<std::uint8_t> out(static_cast<std::size_t>(oh * ow * channels + 1), 77);
         IntegerDepthwise d;
         d.channels = channels, d.in_h = h, d.in_w = w, d.out_h = oh, d.out_w = ow;
-        d.kernel_h = d.kernel_w = size, d.stride_h = d.stride_w = stride, d.pad_top = d.pad_left = pad;
+        d.kernel_h = d.kernel_w = size, d.stride_h = d.stride_w = stride, d.dilation_h = d.dilation_w = dilation,
+        d.pad_top = d.pad_left = pad;
         d.in = in.data(), d.fill = fill.data(), d.weights = weights.data(), d.packed = packed.data();
         d.bias = bias.data(), d.out = out.data();
         d.output.scale = scale.data(), d.output.low = -20, d.output.high = 200, d.output.zero = 30;
@@ -190,7 +236,7 @@ TEST_P(EveryIntegerIsa, DepthwiseEqualsPlainLoops) {
             for (Index c = 0; c < channels; ++c) {
               std::int32_t sum = 11;
               for (Index t = 0; t < size * size; ++t) {
-                const Index iy = y * stride - pad + t / size, ix = x * stride - pad + t % size;
+                const Index iy = y * stride - pad + t / size * dilation, ix = x * stride - pad + t % size * dilation;
                 const bool inside = iy >= 0 && iy < h && ix >= 0 && ix < w;
                 sum += (inside ? in[static_cast<std::size_t>((iy * w + ix) * channels + c)] : 3) *
                        weights[static_cast<std::size_t>(t * channels + c)];

@@ -24,11 +24,14 @@ struct Requantize {
   bool is_signed = false;    ///< bytes are signed
 };
 
-/// A product of unsigned and signed bytes, C = requantize(A B + bias), with the rows of A given as in `Gemm`.
+/// A product of unsigned and signed bytes, C = requantize(A B + bias), with the rows of A given as in `Gemm`. A row of
+/// C may be written twice: it must not lie where A or the residual does.
 struct IntegerGemm {
-  Index m = 0, n = 0, taps = 1, run = 0;  ///< K = taps * run
+  static constexpr Index least_strided_rows = 4;  ///< fewer rows at equal steps are taken like rows anywhere
+  Index m = 0, n = 0, taps = 1, run = 0;          ///< K = taps * run
   const std::uint8_t* a = nullptr;
   Index lda = 0;
+  Index tap_step = 0;                     ///< without offsets: bytes from tap to tap, but for kernels that read tiles
   const std::int32_t* offsets = nullptr;  ///< [m][taps] from `a`; negative: `fill`
   const std::uint8_t* fill = nullptr;     ///< a run of zero points
   const std::int8_t* b = nullptr;         ///< blocks of 16 columns, each [taps][run / 4, rounded up][16][4]

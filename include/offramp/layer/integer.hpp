@@ -339,7 +339,8 @@ class IntegerConvOperation final : public Operation {
                              static_cast<std::int8_t*>(interleaved_.mutable_data()));
       weights_.emplace_back(by_tap.data(), Index{1}, taps, out_channels_, bias, scale.f32(), zero, Index{64});
     }
-    if (!pointwise_ && !depthwise_) offsets_ = w_.offsets(in_channels_, rows_);
+    strided_ = rows_ && w_.kernel[0] == 1 && w_.out[2] >= 8 && !options.kernels.integer->reads_tiles;
+    if (!pointwise_ && !depthwise_ && !strided_) offsets_ = w_.offsets(in_channels_, rows_);
   }
   Cost cost(std::span<const TensorView> in, std::span<const TensorView> out) const noexcept override {
     const Index macs = in[1].shape[0] > 0 ? out[0].count() * (in[1].count() / in[1].shape[0]) : 0;
@@ -384,7 +385,7 @@ class IntegerConvOperation final : public Operation {
     g.output.residual_signed = r && r->type == DType::i8;
     g.m = pointwise_ ? batch * pixels : pixels;
     g.columns_outside = g.m > 14 && kernel::integer_packed_size(taps_, run_, out_group) > 512 * 1024;
-    if (!pointwise_) g.offsets = offsets_.data();
+    if (!pointwise_ && !strided_) g.offsets = offsets_.data();
     g.reads_past = rows_;
     for (Index image = 0; image < (pointwise_ ? 1 : batch); ++image) {
       const std::uint8_t* from = in + image * w_.in_count() * in_channels_;
@@ -396,7 +397,11 @@ class IntegerConvOperation final : public Operation {
         g.b = w.packed(), g.bias = w.bias(), g.output.scale = w.scale();
         g.output.residual = r ? r->as<const std::uint8_t>() + first : nullptr;
         g.c = y.as<std::uint8_t>() + first * size;
-        kernel::integer_gemm(g, run.kernels, run.executor);
+        if (strided_) {
+          rows(g, size, run);
+        } else {
+          kernel::integer_gemm(g, run.kernels, run.executor);
+        }
       }
     }
     return true;
@@ -421,6 +426,23 @@ class IntegerConvOperation final : public Operation {
     }
     std::memset(filled, zero, static_cast<std::size_t>(out + w_.padded_count() * in_channels_ - filled));
     return out;
+  }
+  // A row of outputs after the other: their windows lie at equal steps in the padded image.
+  void rows(kernel::IntegerGemm g, Index size, const OperationRun& run) const noexcept {
+    const Index line = w_.padded()[2] * in_channels_, plane = w_.padded()[1] * line;
+    const Index count = w_.out[0] * w_.out[1], length = w_.out[2] * out_channels_;
+    g.m = w_.out[2];
+    g.lda = w_.stride[2] * in_channels_, g.tap_step = w_.dilation[1] * line;
+    const bool pays = count * length * taps_ * run_ >= 4 * kernel::least_parallel_macs;
+    kernel::each_range(pays ? run.executor : ExecutorRef(), count, 1, [&](kernel::Range some) {
+      kernel::IntegerGemm one = g;
+      for (Index r = some.first; r < some.last; ++r) {
+        one.a = g.a + r / w_.out[1] * w_.stride[0] * plane + r % w_.out[1] * w_.stride[1] * line;
+        if (g.output.residual) one.output.residual = static_cast<const std::uint8_t*>(g.output.residual) + r * length;
+        one.c = static_cast<std::uint8_t*>(g.c) + r * length * size;
+        run.kernels.integer->gemm(one);
+      }
+    });
   }
   bool depthwise(const std::uint8_t* in, const OperationRun& run) const noexcept {
     kernel::IntegerDepthwise d;
@@ -458,7 +480,7 @@ class IntegerConvOperation final : public Operation {
   IntegerTail tail_;
   Window w_;
   Index in_channels_ = 0, out_channels_ = 0, taps_ = 1, run_ = 0;
-  bool depthwise_ = false, pointwise_ = false, rows_ = false, flips_ = false;
+  bool depthwise_ = false, pointwise_ = false, rows_ = false, strided_ = false, flips_ = false;
   std::vector<IntegerWeights> weights_;  // of each group
   Tensor fill_, plain_, interleaved_;
   std::vector<std::int32_t> offsets_;

@@ -163,29 +163,41 @@ class PoolOperation final : public Operation {
     }
   }
 
-  // The largest byte of each window, channels last.
+  // The largest byte of each window, channels last, a row of outputs after the other.
   static constexpr Index most_byte_taps = 64;
   void byte_pool(const OperationRun& run) const noexcept {
     const TensorView &x = run.in[0], &y = run.out[0];
     const Window& w = plan_;
+    const Index each = w.out[0] * w.out[1], lines = x.shape[0] * each;
+    const bool pays = kernel::copy_pays(static_cast<Index>(x.bytes()));
+    kernel::each_range(pays ? run.executor : ExecutorRef(), lines, 1, [&](kernel::Range some) {
+      for (Index line = some.first; line < some.last; ++line) byte_line(x, line / each, line % each, y, line, run);
+    });
+  }
+  void byte_line(const TensorView& x, Index image, Index place, const TensorView& y, Index line,
+                 const OperationRun& run) const noexcept {
+    const Window& w = plan_;
     const Index channels = channels_of(x.shape, true);
-    for (Index o = 0; o < x.shape[0] * w.out_count(); ++o) {
-      const Index image = o / w.out_count(), at = o % w.out_count();
-      const std::array<Index, 3> first{at / (w.out[1] * w.out[2]) * w.stride[0] - w.begin[0],
-                                       at / w.out[2] % w.out[1] * w.stride[1] - w.begin[1],
-                                       at % w.out[2] * w.stride[2] - w.begin[2]};
-      std::array<const void*, most_byte_taps> rows{};
-      Index count = 0;
-      for (Index t = 0; t < w.taps(); ++t) {
-        const Index d = first[0] + t / (w.kernel[1] * w.kernel[2]) * w.dilation[0];
-        const Index h = first[1] + t / w.kernel[2] % w.kernel[1] * w.dilation[1];
-        const Index k = first[2] + t % w.kernel[2] * w.dilation[2];
-        if (d < 0 || d >= w.in[0] || h < 0 || h >= w.in[1] || k < 0 || k >= w.in[2]) continue;
-        rows[static_cast<std::size_t>(count++)] =
-            x.as<const std::uint8_t>() + (image * w.in_count() + (d * w.in[1] + h) * w.in[2] + k) * channels;
+    const auto* in = x.as<const std::uint8_t>() + image * w.in_count() * channels;
+    auto* out = y.as<std::uint8_t>() + line * w.out[2] * channels;
+    std::array<const std::uint8_t*, most_byte_taps> starts{};  // the input's rows that the windows lie in
+    std::array<const void*, most_byte_taps> taps{};
+    std::size_t rows = 0;
+    for (Index z = 0; z < w.kernel[0]; ++z) {
+      const Index d = place / w.out[1] * w.stride[0] - w.begin[0] + z * w.dilation[0];
+      for (Index i = 0; i < w.kernel[1]; ++i) {
+        const Index h = place % w.out[1] * w.stride[1] - w.begin[1] + i * w.dilation[1];
+        if (d >= 0 && d < w.in[0] && h >= 0 && h < w.in[1])
+          starts[rows++] = in + (d * w.in[1] + h) * w.in[2] * channels;
       }
-      run.kernels.integer->largest(rows.data(), count, y.as<std::uint8_t>() + o * channels, channels,
-                                   x.type == DType::i8);
+    }
+    for (Index o = 0; o < w.out[2]; ++o, out += channels) {
+      std::size_t count = 0;
+      for (Index i = 0, k = o * w.stride[2] - w.begin[2]; i < w.kernel[2]; ++i, k += w.dilation[2]) {
+        if (k < 0 || k >= w.in[2]) continue;
+        for (std::size_t r = 0; r < rows; ++r) taps[count++] = starts[r] + k * channels;
+      }
+      run.kernels.integer->largest(taps.data(), static_cast<Index>(count), out, channels, x.type == DType::i8);
     }
   }
 
