@@ -1,15 +1,16 @@
 // Times this library and ONNX Runtime in turn on the same models, and prints the ratio of their medians.
 //   npm install --ignore-scripts onnxruntime-node@1.30.0        in a folder of its own; run from there
-//   node .../bench/race_onnxruntime.mjs TOOL MODEL.onnx ... [--batch B] [--threads T] [--pairs 5] [--seconds 1]
-// Each pair is one process of ours, then one of theirs, pinned to the same cores where `taskset` is there. A model that
-// was exported with an open batch takes any; one that fixes the batch is timed at that. A ratio above 1: we are faster.
+//   node .../bench/race_onnxruntime.mjs TOOL MODEL.onnx ... [--batch B] [--threads T] [--pairs 5] [--seconds 1] [--core 0]
+// Each pair is one process of ours, then one of theirs, pinned to the same cores, from `--core` on, where `taskset` is there:
+// of two cores, one may have the busier neighbours. A model that was exported with an open batch takes any; one that
+// fixes the batch is timed at that. A ratio above 1: we are faster.
 // MB: the most memory that the process has had, less what it had before it loaded the network.
 import { execFileSync } from 'node:child_process';
 import { createRequire } from 'node:module';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 
-const options = { batch: 1, threads: 1, pairs: 5, seconds: 1 }, names = [];
+const options = { batch: 1, threads: 1, pairs: 5, seconds: 1, core: 0 }, names = [];
 for (let i = 2; i < process.argv.length; ++i) {
   const name = process.argv[i].replace(/^--/, '');
   if (name in options) options[name] = Number(process.argv[++i]);
@@ -50,7 +51,7 @@ if (names[0] === 'time') {
 } else {
   const [tool, ...models] = names;
   const flags = ['batch', 'threads', 'seconds'].flatMap((f) => [`--${f}`, String(options[f])]);
-  const cores = Array.from({ length: options.threads }, (_, i) => i).join(',');
+  const cores = Array.from({ length: options.threads }, (_, i) => options.core + i).join(',');
   const pinned = (command, args) => {
     let prefix = ['taskset', '-c', cores];
     try { execFileSync('taskset', ['-c', cores, 'true']); } catch { prefix = []; }
