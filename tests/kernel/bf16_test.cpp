@@ -103,7 +103,8 @@ TEST(Bf16, NetworksAnswerNearlyTheSame) {
     const auto found = m.run(in);
     for (std::size_t i = 0; i < found.size(); ++i) {
       const auto v = expected[i].values<float>();
-      EXPECT_LT(test::relative_error(found[i].values<float>(), std::vector<double>(v.begin(), v.end())), 2e-2);
+      // Winograd's tiles of 4 x 4 are worth some 2 % in bfloat16, plain products 0.3 %.
+      EXPECT_LT(test::relative_error(found[i].values<float>(), std::vector<double>(v.begin(), v.end())), 5e-2);
     }
   }
 }

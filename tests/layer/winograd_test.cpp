@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <random>
 #include <utility>
 #include <vector>
 
@@ -22,8 +23,8 @@ std::vector<float> channels_last(std::span<const float> x, Index batch, Index ch
   return y;
 }
 
-// Every tile size on every instruction set, alone and with three threads, with odd sizes, borders, bias, residual and
-// every kind of tail.
+// Every tile size on every instruction set, in float32 and bfloat16, alone and with three threads, with odd sizes,
+// borders, bias, residual and every kind of tail.
 TEST(Winograd, EqualsSevenLoops) {
   std::mt19937 engine(3);
   const auto pick = [&](std::initializer_list<Index> from) { return *(from.begin() + engine() % from.size()); };
@@ -58,11 +59,13 @@ TEST(Winograd, EqualsSevenLoops) {
     window.begin = {0, c.top, c.left}, window.end = {0, c.bottom, c.right};
     const auto in = channels_last(x, c.batch, c.in, c.h * c.w),
                extra = channels_last(residual, c.batch, c.out, c.out_h() * c.out_w());
-    for (const Index m : {2, 4, 6}) {
+    for (const auto& [m, halves] : {std::pair<Index, bool>{2, false}, {4, false}, {6, false}, {2, true}, {4, true}}) {
+      const double tolerance = halves ? (m == 4 ? 0.12 : 0.02) : m == 6 ? 4e-5 : 1e-5;
       for (const Isa isa : available_isas()) {
+        if (halves && !kernel::kernels_for(isa).bf16) continue;
         std::vector<float> alone;
         for (const bool threaded : {false, true}) {
-          const WinogradPlan plan(window, c.in, c.out, m, w.data(), threaded ? 3 : 1);
+          const WinogradPlan plan(window, c.in, c.out, m, w.data(), threaded ? 3 : 1, halves);
           std::vector<float> out(static_cast<std::size_t>(outputs), NAN), y;
           const auto scratch = allocate_aligned(plan.scratch_bytes(c.batch));
           plan.forward(in.data(), b.data(), extra.data(), out.data(), c.batch, tail, scratch.get(),
@@ -74,8 +77,8 @@ TEST(Winograd, EqualsSevenLoops) {
           }
           ASSERT_EQ(y.size(), expected.size());
           for (std::size_t i = 0; i < y.size(); ++i) {
-            ASSERT_LT(std::fabs(static_cast<double>(y[i]) - expected[i]), (m == 6 ? 4e-5 : 1e-5) * scale)
-                << c.text() << " F" << m;
+            ASSERT_LT(std::fabs(static_cast<double>(y[i]) - expected[i]), tolerance * scale)
+                << c.text() << " F" << m << (halves ? " in bfloat16" : "");
           }
           if (threaded) {
             ASSERT_EQ(y, alone);
@@ -83,6 +86,36 @@ TEST(Winograd, EqualsSevenLoops) {
           alone = y;
         }
       }
+    }
+  }
+}
+
+// Small integers stay exact through the transformations of 2 x 2 tiles.
+TEST(Winograd, HalvesThatNeedNoRoundingAreExact) {
+  std::mt19937 engine(5);
+  for (const Isa isa : available_isas()) {
+    const kernel::Kernels& kernels = kernel::kernels_for(isa);
+    if (!kernels.bf16) continue;
+    for (const auto& [in, out] : {std::pair<Index, Index>{16, 16}, {7, 40}, {33, 64}, {64, 5}}) {
+      test::ConvCase c;
+      c.batch = 2, c.h = 11, c.w = 9, c.in = in, c.out = out, c.kh = c.kw = 3;
+      c.top = c.left = c.bottom = c.right = 1;
+      std::vector<float> x(static_cast<std::size_t>(c.batch * in * c.h * c.w)),
+          w(static_cast<std::size_t>(out * in * 9));
+      for (float& v : x) v = static_cast<float>(static_cast<int>(engine() % 17) - 8);
+      for (float& v : w) v = static_cast<float>(4 * (static_cast<int>(engine() % 5) - 2));
+      const auto expected = test::conv2d(c, x, w, {});
+      Window window;
+      window.in = window.out = {1, c.h, c.w}, window.kernel = {1, 3, 3}, window.begin = window.end = {0, 1, 1};
+      const WinogradPlan plan(window, in, out, 2, w.data(), 1, true);
+      const Index pixels = c.h * c.w;
+      std::vector<float> found(static_cast<std::size_t>(c.batch * out * pixels));
+      const auto scratch = allocate_aligned(plan.scratch_bytes(c.batch));
+      plan.forward(channels_last(x, c.batch, in, pixels).data(), nullptr, nullptr, found.data(), c.batch, {},
+                   scratch.get(), kernels, {});
+      const auto y = channels_last(found, c.batch, pixels, out);
+      for (std::size_t i = 0; i < y.size(); ++i)
+        ASSERT_EQ(static_cast<double>(y[i]), expected[i]) << in << " to " << out;
     }
   }
 }

@@ -11,6 +11,7 @@
 namespace offramp::kernel {
 
 enum class Unary : std::uint8_t;
+struct Winograd;
 
 /// C = act(A B + bias + residual), A and B in bfloat16, the rows of A given as in `Gemm`. Up to one element behind a
 /// run may be read, and up to 15 runs at the same distance behind the last row; no row is left out.
@@ -30,11 +31,24 @@ struct Bf16Gemm {
   bool columns_outside = false;
 };
 
+/// C = A B with A (bfloat16) and C (float32) in blocks of 16 columns, as `BlockedGemm` has them.
+struct Bf16BlockedGemm {
+  Index m = 0, n = 0, k = 0;
+  const std::uint16_t* a = nullptr;
+  Index a_block = 0;                 ///< elements between two blocks of A
+  const std::uint16_t* b = nullptr;  ///< blocks of 16 columns, each [k / 2, rounded up][16][2]
+  float* c = nullptr;
+  Index c_block = 0;
+};
+
 /// The kernels on bfloat16 of one instruction set.
 struct Bf16Kernels {
   void (*gemm)(const Bf16Gemm&) noexcept;
   /// To the nearest bfloat16, ties to even; a NaN stays one.
   void (*convert)(const float* in, std::uint16_t* out, Index n) noexcept;
+  /// As the kernels on floats, for tiles of 2 x 2 and 4 x 4 outputs.
+  void (*winograd_input)(const Winograd&, const float* in, std::uint16_t* tiles) noexcept;
+  void (*blocked_gemm)(const Bf16BlockedGemm&) noexcept;
   bool has_tiles;  ///< many times the speed of float32, not twice
 };
 

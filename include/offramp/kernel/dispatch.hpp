@@ -28,7 +28,12 @@ OFFRAMP_SEPARABLE const Kernels& kernels_for(Isa isa) noexcept {
       k.reads_tiles = true;
       return k;
     }();
-    static const Bf16Kernels bf16{&amx::bf16_gemm, &avx512_bf16::convert, true};
+    static const Bf16Kernels bf16 = [] {
+      Bf16Kernels k = avx512_bf16::table_of_kernels;
+      k.gemm = &amx::bf16_gemm;
+      k.has_tiles = true;
+      return k;
+    }();
     static const Kernels tiles = [] {
       Kernels k = avx512::table();
       k.integer = &integer;

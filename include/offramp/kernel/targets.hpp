@@ -19,6 +19,7 @@
 #include "offramp/core/config.hpp"
 #include "offramp/kernel/isa.hpp"
 #include "offramp/kernel/kernels.hpp"
+#include "offramp/kernel/strips.hpp"
 #if OFFRAMP_X86_TARGETS
 // g++ 12 takes the deliberately undefined operands of its own intrinsics for mistakes.
 #if defined(__GNUC__) && !defined(__clang__)

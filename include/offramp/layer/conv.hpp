@@ -55,15 +55,15 @@ class ConvPlan {
                     static_cast<std::size_t>(out_group) * sizeof(float));
       }
     }
-    double best_cycles = 0;  // of the fastest in float32
-    const Index tile = winograd_tile(options, best_cycles);
-    if (options.bf16 && options.kernels.bf16 && group == 1 && pays_in_bf16(options, best_cycles)) {
-      plan_bf16(weights);
+    const Algorithm algorithm = choose(options);
+    if (algorithm.tile > 0) {
+      kind_ = Kind::winograd;
+      winograd_ =
+          WinogradPlan(w_, in_channels, out_channels, algorithm.tile, weights, options.threads, algorithm.halves);
       return;
     }
-    if (const Index m = tile; m > 0) {
-      kind_ = Kind::winograd;
-      winograd_ = WinogradPlan(w_, in_channels, out_channels, m, weights, options.threads);
+    if (algorithm.halves) {
+      plan_bf16(weights);
       return;
     }
     if (w_.is_pointwise()) {
@@ -119,7 +119,8 @@ class ConvPlan {
       case Kind::depthwise:
         return "depthwise";
       case Kind::winograd:
-        return "winograd F(" + std::to_string(winograd_.m()) + "x" + std::to_string(winograd_.m()) + ",3x3)";
+        return (winograd_.halves() ? "bf16 winograd F(" : "winograd F(") + std::to_string(winograd_.m()) + "x" +
+               std::to_string(winograd_.m()) + ",3x3)";
       case Kind::bf16:
         return spatial_ ? "bf16 row gemm" : "bf16 gemm";
       case Kind::pointwise:
@@ -173,15 +174,6 @@ class ConvPlan {
  private:
   enum class Kind { indirect, pointwise, rows, depthwise, winograd, bf16 };
 
-  // Where tiles are many times as fast as float32, always; where there is but a dot product of pairs, if that is faster
-  // than the best in float32.
-  bool pays_in_bf16(const PrepareOptions& options, double cycles) const noexcept {
-    if (w_.dilation[2] != 1 && !w_.is_pointwise()) return false;
-    if (options.kernels.bf16->has_tiles) return true;
-    const double macs = static_cast<double>(options.batch * w_.out_count() * w_.taps() * in_channels_) *
-                        static_cast<double>(kernel::padded_columns(out_channels_));
-    return macs / 32 / 0.8 < cycles;
-  }
   void plan_bf16(const float* weights) {
     kind_ = Kind::bf16;
     spatial_ = !w_.is_pointwise();
@@ -244,24 +236,38 @@ class ConvPlan {
     std::fill(filled, out + w_.padded_count() * in_channels_, std::uint16_t{0});
   }
 
-  // The tile of the Winograd convolution that the cost model expects to be fastest, or 0 for the indirect product.
-  Index winograd_tile(const PrepareOptions& options, double& best) const noexcept {
-    const double rate = kernel::product_share * multiply_adds_per_cycle(options.kernels.lanes),
-                 weights = static_cast<double>(w_.taps() * in_channels_ * kernel::padded_columns(out_channels_));
-    best =
-        kernel::cycles_with_weights(static_cast<double>(options.batch * w_.out_count()) * weights / rate, 4 * weights);
-    Index chosen = 0;
-    if (!WinogradPlan::fits(w_, group_) || in_channels_ <= 4 || out_channels_ < 4) return 0;
-    for (const Index m : {Index{2}, Index{4}, Index{6}}) {
-      if (m > options.winograd_tile) break;
-      const double cycles =
-          WinogradPlan::cycles(w_, in_channels_, out_channels_, m, options.batch, options.kernels.lanes);
-      if (cycles < best) {
-        best = cycles;
-        chosen = m;
-      }
+  // Winograd's tile (0: none), and whether products are of bfloat16.
+  struct Algorithm {
+    Index tile = 0;
+    bool halves = false;
+  };
+  // What the cost model expects to be fastest; where tiles multiply bfloat16 many times as fast as float32, those.
+  Algorithm choose(const PrepareOptions& options) const noexcept {
+    const double weights = static_cast<double>(w_.taps() * in_channels_ * kernel::padded_columns(out_channels_));
+    const auto direct = [&](bool halves) {
+      const double rate = halves ? bf16_multiply_adds_per_cycle : multiply_adds_per_cycle(options.kernels.lanes);
+      const double products = static_cast<double>(options.batch * w_.out_count()) * weights;
+      return kernel::cycles_with_weights(products / (kernel::product_share * rate), (halves ? 2 : 4) * weights);
+    };
+    Algorithm best;
+    double least = direct(false);
+    const auto consider = [&](double cycles, Algorithm a) {
+      if (cycles < least) least = cycles, best = a;
+    };
+    const auto consider_tiles = [&](Index most, bool halves) {
+      if (!WinogradPlan::fits(w_, group_) || in_channels_ <= 4 || out_channels_ < 4) return;
+      for (Index m = 2; m <= std::min(most, options.winograd_tile); m += 2)
+        consider(WinogradPlan::cycles(w_, in_channels_, out_channels_, m, options.batch, options.kernels.lanes, halves),
+                 {m, halves});
+    };
+    consider_tiles(6, false);
+    if (options.bf16 && options.kernels.bf16 && group_ == 1) {
+      const bool row_is_run = w_.dilation[2] == 1 || w_.is_pointwise();
+      if (row_is_run && options.kernels.bf16->has_tiles) return {0, true};
+      if (row_is_run) consider(direct(true), {0, true});
+      consider_tiles(4, true);
     }
-    return chosen;
+    return best;
   }
 
   static float* floats(Tensor& t) noexcept { return static_cast<float*>(t.mutable_data()); }
