@@ -364,7 +364,10 @@ inline void join_slices(Graph& g, const Inference& shapes, const Inference& othe
     SliceOperation::Range taken;
     std::vector<Index> pads;
   };
-  const auto view = [&](ValueId v) { return v == no_value ? TensorView{} : shapes.views[static_cast<std::size_t>(v)]; };
+  const auto view = [&](ValueId v) {  // constants may be younger than `shapes`
+    if (v == no_value) return TensorView{};
+    return g.is_constant(v) ? g[v].constant.view() : shapes.views[static_cast<std::size_t>(v)];
+  };
   // What a node takes of its input and pads it with, where no size but the batch's can change.
   const auto box_of = [&](const Node& n) -> std::optional<Box> {
     if ((n.op != "Slice" && n.op != "Pad") || n.outputs.size() != 1) return {};
@@ -373,7 +376,7 @@ inline void join_slices(Graph& g, const Inference& shapes, const Inference& othe
     const Shape &x = in[0].shape, &y = view(n.outputs[0]).shape;
     const auto varies = [&](ValueId v, const Shape& s) {
       const Shape& o = other.views[static_cast<std::size_t>(v)].shape;
-      return !std::equal(s.begin() + 1, s.end(), o.begin() + 1, o.end());
+      return o.rank() != s.rank() || !std::equal(s.begin() + 1, s.end(), o.begin() + 1);
     };
     if (x.rank() < 2 || y.rank() != x.rank() || varies(n.inputs[0], x) || varies(n.outputs[0], y) || x[0] != y[0])
       return {};
@@ -422,9 +425,10 @@ inline void join_slices(Graph& g, const Inference& shapes, const Inference& othe
       }
       SliceOperation::Range taken = first->taken;
       for (int i = 0; i < taken.first.rank(); ++i) {
+        const Index size = second->taken.sizes[i];
         taken.first[i] += second->taken.first[i] * taken.step[i];
-        taken.step[i] *= second->taken.step[i];
-        taken.sizes[i] = i == 0 ? -1 : second->taken.sizes[i];
+        taken.step[i] = size > 1 ? taken.step[i] * second->taken.step[i] : 1;  // of one, a step may be any number
+        taken.sizes[i] = i == 0 ? -1 : size;
       }
       const auto numbers = [](const Shape& s) { return std::vector<Index>(s.begin(), s.end()); };
       n.op = "PaddedSlice";
@@ -713,7 +717,7 @@ class ChannelsLast {
     std::vector<Index> to(numbers.size());
     for (std::size_t i = 0; i < numbers.size(); ++i) {
       const auto n = static_cast<std::size_t>(rank);
-      to[i / n * n + static_cast<std::size_t>(moved(static_cast<int>(i % n), rank))] = numbers[i];
+      to[i / n * n + static_cast<std::size_t>(moved(static_cast<Index>(i % n), rank))] = numbers[i];
     }
     return to;
   }
