@@ -166,12 +166,12 @@ TEST_P(EveryIntegerIsa, SplitProductsAreTheSame) {
 
 // Rows at equal steps, as those of an image are, give what the same rows give by their offsets.
 TEST_P(EveryIntegerIsa, RowsAtEqualStepsAreThoseOfTheirOffsets) {
-  if (k.reads_tiles) GTEST_SKIP() << "tiles are read by offsets";
+  const Index taps = k.reads_tiles ? 1 : 3;  // kernels that read tiles take several by offsets
   unsigned seed = 500;
   for (const Index m : {1, 3, 4, 7, 8, 13, 16, 17, 31, 56}) {
     for (const Index n : {5, 16, 24, 40, 64}) {
       for (const auto& [lda, run] : {std::pair<Index, Index>{3, 9}, {6, 21}, {16, 48}, {32, 96}}) {
-        const Index taps = 3, tap_step = (m - 1) * lda + run + 4;
+        const Index tap_step = (m - 1) * lda + run + 4;
         const auto a = random_bytes<std::uint8_t>(taps * tap_step + 16 * lda + 64, ++seed);
         const auto b = random_bytes<std::int8_t>(taps * run * n, ++seed);
         std::vector<std::int8_t> packed(static_cast<std::size_t>(integer_packed_size(taps, run, n)));

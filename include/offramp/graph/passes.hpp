@@ -400,7 +400,6 @@ inline void join_slices(Graph& g, const Inference& shapes, const Inference& othe
     }
     return box;
   };
-  const auto shape_of = [](const std::vector<Index>& v) { return Shape(std::span<const Index>(v)); };
   for (bool joined = true; joined;) {
     joined = false;
     Matcher m(g);
@@ -409,21 +408,21 @@ inline void join_slices(Graph& g, const Inference& shapes, const Inference& othe
       if (!before || before == &n) continue;
       const DType type = view(n.inputs[0]).type;
       if (type != DType::f32 && type != DType::u8 && type != DType::i8) continue;
-      std::optional<Box> first, second = box_of(n);
+      const std::optional<Box> second = box_of(n);
       if (!second) continue;
-      if (before->op == "Slice") first = box_of(*before);
-      if (before->op == "PaddedSlice" && !before->find("value")) {
-        first = Box{{shape_of(before->integers("first")), shape_of(before->integers("step")),
-                     shape_of(before->integers("sizes"))},
-                    before->integers("pads")};
+      SliceOperation::Range taken;
+      if (before->op == "PaddedSlice" && !before->find("value")) {  // slices that this has joined
+        taken = {Shape(before->integers("first")), Shape(before->integers("step")), Shape(before->integers("sizes"))};
+      } else if (const auto first = before->op == "Slice" ? box_of(*before) : std::nullopt) {
+        taken = first->taken;
+      } else {
+        continue;
       }
-      if (!first) continue;
       std::optional<double> value;
       if (n.op == "Pad") {
         value = n.input(2) == no_value ? static_cast<double>(n.real("value", 0)) : m.scalar(n.input(2));
         if (!value) continue;
       }
-      SliceOperation::Range taken = first->taken;
       for (int i = 0; i < taken.first.rank(); ++i) {
         const Index size = second->taken.sizes[i];
         taken.first[i] += second->taken.first[i] * taken.step[i];
