@@ -1,28 +1,6 @@
-# Calls the tool as its users do: every command, its JSON keys, and its errors.
-file(REMOVE_RECURSE ${WORK})
-file(MAKE_DIRECTORY ${WORK})
-
-function(run)  # run(ARGS...) sets `out`; fails the test unless the exit code is 0
-  execute_process(COMMAND ${TOOL} ${ARGN} OUTPUT_VARIABLE text ERROR_VARIABLE error RESULT_VARIABLE code)
-  if(NOT code EQUAL 0)
-    message(FATAL_ERROR "offramp ${ARGN}: exit code ${code}\n${error}")
-  endif()
-  set(out "${text}" PARENT_SCOPE)
-endfunction()
-
-function(expect_key)  # every path of keys must lead to a value
-  string(JSON value ERROR_VARIABLE error GET "${out}" ${ARGN})
-  if(error)
-    message(FATAL_ERROR "key ${ARGN}: ${error}\n${out}")
-  endif()
-endfunction()
-
-function(expect_error)  # one clear line and a non-zero exit code
-  execute_process(COMMAND ${TOOL} ${ARGN} OUTPUT_VARIABLE text ERROR_VARIABLE error RESULT_VARIABLE code)
-  if(code EQUAL 0 OR NOT error MATCHES "[^\n]+")
-    message(FATAL_ERROR "offramp ${ARGN} should fail with a message, exit code ${code}: ${error}")
-  endif()
-endfunction()
+# Calls the tool as its users do: every command, its JSON keys, and its errors; compress.cmake has those that make
+# networks smaller.
+include(${CMAKE_CURRENT_LIST_DIR}/functions.cmake)
 
 run(--help)
 run(eval --help)
@@ -38,7 +16,6 @@ foreach(key name macs fraction)
   expect_key(exits 0 ${key})
 endforeach()
 
-set(DATASET "fashion-mnist:${DATA}:test[0:300]")
 run(eval ${MODEL} --data ${DATASET} --policy max-probability:0.9 --json --report ${WORK}/report.html)
 foreach(key accuracy "full;accuracy" agreement "flops;mean" "flops;saving" "latency;mean_ms" "latency;full_mean_ms" "latency;saving" energy "exits;0;share" "exits;4;accuracy")
   expect_key(${key})
@@ -87,27 +64,7 @@ expect_error(cache ${WORK}/plain.onnx --data "fashion-mnist:${DATA}:train[0:50]"
 expect_error(cache ${WORK}/plain.onnx --data ${DATASET} --max-disagreement 1 --max-accuracy-drop 1)
 expect_error(cache ${WORK}/plain.onnx --data ${DATASET} --report ${WORK}/none.html)
 
-# Smaller forms of one network, cascades, and the choice among all.
-run(quantize ${WORK}/plain.onnx --data "fashion-mnist:${DATA}:train[0:300]" --samples 200 --test ${DATASET} --output ${WORK}/int8.onnx --json)
-foreach(key accuracy flops "latency;mean_ms" size_bytes "full;accuracy" "full;flops" "full;latency;mean_ms" "full;size_bytes" agreement "layers;0;in_float")
-  expect_key(${key})
-endforeach()
-string(JSON agreement GET "${out}" agreement)
-if(agreement LESS 0.95)
-  message(FATAL_ERROR "the quantized network agrees with the full one in ${agreement} of the cases")
-endif()
-run(inspect ${WORK}/int8.onnx --json)
-string(FIND "${out}" "int8" found)
-if(found EQUAL -1)
-  message(FATAL_ERROR "nothing of the quantized network runs in bytes")
-endif()
-run(prune ${WORK}/plain.onnx --data "fashion-mnist:${DATA}:train[0:300]" --samples 200 --remove 20 --distil 1 --test ${DATASET} --output ${WORK}/pruned.onnx --json)
-foreach(key accuracy flops "latency;mean_ms" size_bytes "full;accuracy" "full;flops" "full;latency;mean_ms" "full;size_bytes" "layers;0;kept")
-  expect_key(${key})
-endforeach()
-run(cascade ${WORK}/pruned.onnx ${WORK}/plain.onnx --data "fashion-mnist:${DATA}:train[300:800]" --max-disagreement 5 --output ${WORK}/cascade.onnx --json)
-expect_key(flops saving)
-run(eval ${WORK}/cascade.onnx --data ${DATASET} --json)
+# The choice among all forms.
 run(optimize ${WORK}/plain.onnx --data "fashion-mnist:${DATA}:train[0:1600]" --test ${DATASET} --max-disagreement 5 --without exits prune --output ${WORK}/best.onnx --front ${WORK}/front --report ${WORK}/optimize.html --json)
 foreach(key chosen "forms;0;name" "forms;0;latency;mean_ms" "forms;0;on_front" "test;accuracy" "test;full;accuracy" "test;energy")
   expect_key(${key})
@@ -151,9 +108,6 @@ if(TIMEOUT)
     message(FATAL_ERROR "an interrupted optimize: exit code ${code}\n${text}\n${error}")
   endif()
 endif()
-expect_error(quantize ${WORK}/plain.onnx --data nonsense)
-expect_error(prune ${WORK}/plain.onnx --data ${DATASET} --remove 98)
-expect_error(cascade ${WORK}/plain.onnx ${WORK}/plain.onnx --data ${DATASET} --max-disagreement 1)
 expect_error(optimize ${WORK}/plain.onnx --data ${DATASET})
 
 expect_error()

@@ -26,6 +26,7 @@ inline Graph understood(Graph g, const Limits& limits) {
 
 }  // namespace detail
 
+#if OFFRAMP_HAS_DEFINITIONS
 OFFRAMP_SEPARABLE Model load_onnx(std::span<const std::byte> bytes, const ModelOptions& options) {
   return Model(detail::understood(onnx::read(bytes, options.limits), options.limits), options);
 }
@@ -38,5 +39,6 @@ OFFRAMP_SEPARABLE Model load_onnx(const std::string& path, const ModelOptions& o
     throw e.in_file(path);
   }
 }
+#endif  // OFFRAMP_HAS_DEFINITIONS
 
 }  // namespace offramp

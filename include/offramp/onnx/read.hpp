@@ -544,6 +544,7 @@ inline Graph read(std::span<const std::byte> file, const Reading& reading) {
 
 }  // namespace detail
 
+#if OFFRAMP_HAS_DEFINITIONS
 OFFRAMP_SEPARABLE Graph read(std::span<const std::byte> file, const Limits& limits) {
   return detail::read(file, {limits});
 }
@@ -565,5 +566,6 @@ OFFRAMP_SEPARABLE std::vector<std::byte> read_file(const std::string& path, Inde
   if (!f) raise(Error("the file cannot be read", "", "", path));
   return bytes;
 }
+#endif  // OFFRAMP_HAS_DEFINITIONS
 
 }  // namespace offramp::onnx

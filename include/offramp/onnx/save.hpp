@@ -107,6 +107,7 @@ inline Graph nest_exits(const Graph& source, const std::vector<ValueId>& exits, 
 
 }  // namespace detail
 
+#if OFFRAMP_HAS_DEFINITIONS
 OFFRAMP_SEPARABLE std::string save_onnx(const Model& model, ExitForm form,
                                         const std::map<std::string, std::string>& metadata) {
   Graph g = model.graph();
@@ -145,5 +146,6 @@ OFFRAMP_SEPARABLE void save_onnx(const Model& model, const std::string& path, Ex
                                  const std::map<std::string, std::string>& metadata) {
   onnx::write_file(path, save_onnx(model, form, metadata));
 }
+#endif  // OFFRAMP_HAS_DEFINITIONS
 
 }  // namespace offramp

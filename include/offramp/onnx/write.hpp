@@ -126,6 +126,7 @@ inline void collect_domains(const Graph& g, std::set<std::string>& domains) {
 
 }  // namespace detail
 
+#if OFFRAMP_HAS_DEFINITIONS
 OFFRAMP_SEPARABLE std::string write(const Graph& g) {
   std::string bytes;
   protozero::pbf_writer w(bytes);
@@ -161,5 +162,6 @@ OFFRAMP_SEPARABLE void write_file(const std::string& path, const std::string& by
   f.close();
   if (!f) raise(Error("the file cannot be written", "", "", path));
 }
+#endif  // OFFRAMP_HAS_DEFINITIONS
 
 }  // namespace offramp::onnx
