@@ -4,8 +4,10 @@
 #include <gtest/gtest.h>
 
 #include <Eigen/Core>
+#include <algorithm>
 #include <cmath>
 #include <limits>
+#include <random>
 
 #include "offramp/kernel/pack.hpp"
 #include "reference.hpp"
@@ -159,6 +161,63 @@ TEST_P(EveryIsa, PoolCellsEqualPlainLoops) {
       EXPECT_NEAR(static_cast<double>(sum[u]), cell, 1e-3);
       EXPECT_EQ(static_cast<double>(largest[u]), most);
     }
+  }
+}
+
+// One output of one channel, tap by tap.
+float pooled(const Pool2d& p, Index y, Index x, Index channel) {
+  float largest = -inf, sum = 0;
+  Index taken = 0, counted = 0;
+  for (Index ky = 0; ky < p.kernel_h; ++ky) {
+    for (Index kx = 0; kx < p.kernel_w; ++kx) {
+      const Index in_y = (p.first_row + y) * p.stride_h - p.pad_top + ky * p.dilation_h,
+                  in_x = x * p.stride_w - p.pad_left + kx * p.dilation_w;
+      counted += in_y < p.in_h + p.pad_bottom && in_x < p.in_w + p.pad_right;
+      if (in_y < 0 || in_y >= p.in_h || in_x < 0 || in_x >= p.in_w) continue;
+      const float v = p.in[(in_y * p.in_w + in_x) * p.channels + channel];
+      largest = std::isnan(largest) || v <= largest ? largest : v;
+      sum += v;
+      ++taken;
+    }
+  }
+  if (p.maximum) return largest;
+  return sum / static_cast<float>(std::max<Index>(1, p.count_padding ? counted : taken));
+}
+
+TEST_P(EveryIsa, WindowsOfPixelsEqualPlainLoops) {
+  std::mt19937 random(5);
+  const auto draw = [&](int low, int high) { return Index{std::uniform_int_distribution<int>(low, high)(random)}; };
+  for (int round = 0; round < 400; ++round) {
+    Pool2d p;
+    p.maximum = round % 2 == 0, p.count_padding = round % 4 == 1;
+    p.kernel_h = draw(1, 4), p.kernel_w = draw(1, 4), p.stride_h = draw(1, 3), p.stride_w = draw(1, 3);
+    p.dilation_h = draw(1, 2), p.dilation_w = draw(1, 2);
+    p.pad_top = draw(0, 2), p.pad_left = draw(0, 2), p.pad_bottom = draw(0, 2), p.pad_right = draw(0, 2);
+    p.channels = draw(1, 70), p.in_h = draw(1, 9), p.in_w = draw(1, 12);
+    // As many as there are, or one that reaches past the padding (ceil_mode).
+    p.out_h = draw(1, 8), p.out_w = draw(1, 12);
+    p.first_row = round % 3;
+    auto in = test::random_floats(p.in_h * p.in_w * p.channels, static_cast<unsigned>(round));
+    if (round % 5 == 0) in[in.size() / 2] = nan;
+    std::vector<float> out(static_cast<std::size_t>(p.out_h * p.out_w * p.channels) + 1, 7.0f);
+    p.in = in.data(), p.out = out.data();
+    k.pool2d(p);
+    for (Index y = 0; y < p.out_h; ++y) {
+      for (Index x = 0; x < p.out_w; ++x) {
+        for (Index c = 0; c < p.channels; ++c) {
+          const float got = out[static_cast<std::size_t>((y * p.out_w + x) * p.channels + c)],
+                      expected = pooled(p, y, x, c);
+          if (std::isnan(expected)) {
+            ASSERT_TRUE(std::isnan(got)) << round;
+          } else if (std::isinf(expected)) {
+            ASSERT_EQ(got, expected) << round;
+          } else {
+            ASSERT_NEAR(got, expected, 1e-5f) << "round " << round << ", " << y << ' ' << x << ' ' << c;
+          }
+        }
+      }
+    }
+    ASSERT_EQ(out.back(), 7.0f) << round;
   }
 }
 
