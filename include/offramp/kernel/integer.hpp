@@ -27,7 +27,7 @@ struct Requantize {
 /// A product of unsigned and signed bytes, C = requantize(A B + bias), with the rows of A given as in `Gemm`. A row of
 /// C may be written twice: it must not lie where A or the residual does.
 struct IntegerGemm {
-  static constexpr Index least_strided_rows = 4;  ///< fewer rows at equal steps are taken like rows anywhere
+  static constexpr Index least_strided_rows = 8;  ///< fewer rows at equal steps are taken like rows anywhere
   Index m = 0, n = 0, taps = 1, run = 0;          ///< K = taps * run
   const std::uint8_t* a = nullptr;
   Index lda = 0;
