@@ -447,6 +447,9 @@ TEST(Prune, BadBudgetsAndDataAreErrors) {
   EXPECT_THROW(prune(model, x, o), Error);
   o.share = 0.2;
   EXPECT_THROW(prune(model, std::span<const float>(x).first(10), o), Error);
+  auto huge = x;
+  huge[100] = 1e30f;  // its square is no float
+  EXPECT_THROW(prune(model, huge, o), Error);
   o.objective = Objective::modelled;
   EXPECT_THROW(prune(model, x, o), Error);
   o.objective = Objective::flops;

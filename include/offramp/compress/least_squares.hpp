@@ -9,12 +9,17 @@
 #include <cstdint>
 #include <random>
 #include <string>
+#include <vector>
 
 #include "offramp/graph/simplify.hpp"
+#include "offramp/kernel/dispatch.hpp"
+#include "offramp/kernel/pack.hpp"
+#include "offramp/kernel/training.hpp"
 
 namespace offramp::detail {
 
 using Matrix = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+using FloatMatrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 
 /// Reads windows of a product's input and the outputs that belong to them, at places drawn at random.
 class PatchReader {
@@ -35,9 +40,9 @@ class PatchReader {
   Index outputs() const noexcept { return outs_; }
 
   /// The window of output `p` of sample `i`, channel by channel.
-  void read(const TensorView& x, Index i, Index p, double* to) const {
+  void read(const TensorView& x, Index i, Index p, float* to) const {
     if (!is_conv_) {
-      for (Index c = 0; c < channels_; ++c) to[c] = static_cast<double>(x.f32()[(i * rows_ + p) * channels_ + c]);
+      for (Index c = 0; c < channels_; ++c) to[c] = x.f32()[(i * rows_ + p) * channels_ + c];
       return;
     }
     const Window& w = window_;
@@ -51,12 +56,12 @@ class PatchReader {
       const bool inside = d >= 0 && d < w.in[0] && h >= 0 && h < w.in[1] && k >= 0 && k < w.in[2];
       const Index at = inside ? (d * w.in[1] + h) * w.in[2] + k : 0;
       for (Index c = 0; c < channels_; ++c)
-        to[c * w.taps() + t] = inside ? static_cast<double>(x.f32()[(i * channels_ + c) * w.in_count() + at]) : 0.0;
+        to[c * w.taps() + t] = inside ? x.f32()[(i * channels_ + c) * w.in_count() + at] : 0.0f;
     }
   }
-  void target(const TensorView& y, Index i, Index p, double* to) const {
+  void target(const TensorView& y, Index i, Index p, float* to) const {
     for (Index o = 0; o < outs_; ++o)
-      to[o] = static_cast<double>(y.f32()[is_conv_ ? (i * outs_ + o) * pixels() + p : (i * rows_ + p) * outs_ + o]);
+      to[o] = y.f32()[is_conv_ ? (i * outs_ + o) * pixels() + p : (i * rows_ + p) * outs_ + o];
   }
 
  private:
@@ -75,15 +80,44 @@ struct Moments {
 /// Windows of a product's input, a 1 behind each, and what the product should make of them. Where `floor` is not
 /// infinite, anything up to it is as good: a ReLU behind makes it zero.
 struct Equations {
-  Matrix a, b, floor;
+  FloatMatrix a, b, floor;
 };
+
+/// sums += a^T b: a few hundred rows at a time in float32, where a sum of products is off by less than a millionth of
+/// what it adds up, and those sums in float64.
+inline void add_products(const FloatMatrix& a, const FloatMatrix& b, Matrix& sums) {
+  constexpr Index most = 256;
+  const auto& kernels = kernel::training_kernels_for(best_isa());
+  FloatMatrix part(a.cols(), b.cols());
+  for (Index row = 0; row < a.rows(); row += most) {
+    part.setZero();
+    kernels.outer(a.data() + row * a.cols(), a.cols(), b.data() + row * b.cols(), b.cols(),
+                  std::min(most, a.rows() - row), a.cols(), b.cols(), part.data());
+    sums += part.cast<double>();
+  }
+}
+
+/// a w.
+inline FloatMatrix product_of(const FloatMatrix& a, const Matrix& w) {
+  const FloatMatrix right = w.cast<float>();
+  std::vector<float> packed(static_cast<std::size_t>(kernel::packed_size(right.rows(), right.cols())));
+  kernel::pack(right.data(), right.cols(), 1, right.rows(), right.cols(), 1.0f, packed.data());
+  FloatMatrix out(a.rows(), w.cols());
+  kernel::Gemm g;
+  g.m = a.rows(), g.n = w.cols(), g.run = g.lda = a.cols();
+  g.a = a.data(), g.b = packed.data();
+  g.c = out.data(), g.ldc = w.cols();
+  kernel::kernels_for(best_isa()).gemm(g);
+  return out;
+}
 
 /// Equations of some samples at up to `each` places of each; `floor` is null where none is wanted.
 inline Equations draw(const PatchReader& r, const TensorView& x, const TensorView& y, const TensorView* floor,
                       Index each, std::mt19937_64& random) {
   const Index n = x.shape[0], width = r.width() + 1;
   const Index per = std::min(each, r.pixels());
-  Equations e{Matrix(n * per, width), Matrix(n * per, r.outputs()), Matrix(floor ? n * per : 0, r.outputs())};
+  Equations e{FloatMatrix(n * per, width), FloatMatrix(n * per, r.outputs()),
+              FloatMatrix(floor ? n * per : 0, r.outputs())};
   for (Index i = 0; i < n; ++i) {
     for (Index k = 0; k < per; ++k) {
       const Index p = per == r.pixels() ? k : static_cast<Index>(random() % static_cast<std::uint64_t>(r.pixels()));
@@ -103,10 +137,16 @@ inline void take(Moments& m, const Equations& e) {
     m.xy = Matrix::Zero(e.a.cols(), e.b.cols());
     m.yy = Matrix::Zero(1, e.b.cols());
   }
-  m.xx.selfadjointView<Eigen::Lower>().rankUpdate(e.a.transpose());
-  m.xy.noalias() += e.a.transpose() * e.b;
-  m.yy += e.b.array().square().matrix().colwise().sum();
+  add_products(e.a, e.a, m.xx);
+  add_products(e.a, e.b, m.xy);
+  m.yy += e.b.cast<double>().array().square().matrix().colwise().sum();
   m.rows += static_cast<double>(e.a.rows());
+}
+
+/// Raises an Error where sums for a node have no float: an input of 1e30, or a network that does not answer it.
+inline void require_finite(const Moments& m, const Node& n) {
+  if (!m.xx.allFinite() || !m.xy.allFinite())
+    raise(Error("what the product reads or gives is not finite, or too large to be fitted", n.name, n.op, ""));
 }
 
 /// The weights of a product as [in channel x tap, constant][outputs], and back.

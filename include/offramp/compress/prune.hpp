@@ -393,6 +393,7 @@ class Pruner {
                        take(m, draw(reader, x.view(), v, nullptr, each, random));
                      }
                    });
+      require_finite(m, n);
       Layer& layer = layers_[l];
       layer.weights = weights_of(g_, n, reader.width(), reader.outputs());
       layer.energy = m.xx.diagonal() / m.rows;

@@ -224,6 +224,7 @@ class Refit {
       if (goal.rectified) equations.push_back(std::move(drawn));
       ++batch;
     });
+    require_finite(m, n);
     const bool has_bias = n.op != "MatMul" || bias_behind(small, n, reader.outputs());
     const Matrix start = weights_of(small, n, reader.width(), reader.outputs());
     Matrix found = solve(m, start, has_bias, o_.ridge);
@@ -232,10 +233,9 @@ class Refit {
     for (int round = 0; round < rounds && goal.rectified; ++round) {
       m.xy.setZero();
       for (const Equations& e : equations) {
-        const Matrix said = e.a * found;
-        m.xy.noalias() +=
-            e.a.transpose() *
-            (e.floor.array() < std::numeric_limits<double>::infinity()).select(said.cwiseMin(e.floor), e.b);
+        const FloatMatrix said = product_of(e.a, found);
+        add_products(
+            e.a, (e.floor.array() < std::numeric_limits<float>::infinity()).select(said.cwiseMin(e.floor), e.b), m.xy);
       }
       found = solve(m, start, has_bias, o_.ridge);
     }
