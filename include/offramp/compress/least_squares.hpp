@@ -9,12 +9,9 @@
 #include <cstdint>
 #include <random>
 #include <string>
-#include <vector>
 
+#include "offramp/fit/layers.hpp"
 #include "offramp/graph/simplify.hpp"
-#include "offramp/kernel/dispatch.hpp"
-#include "offramp/kernel/pack.hpp"
-#include "offramp/kernel/training.hpp"
 
 namespace offramp::detail {
 
@@ -87,28 +84,14 @@ struct Equations {
 /// what it adds up, and those sums in float64.
 inline void add_products(const FloatMatrix& a, const FloatMatrix& b, Matrix& sums) {
   constexpr Index most = 256;
-  const auto& kernels = kernel::training_kernels_for(best_isa());
+  const fit::Products products{};
   FloatMatrix part(a.cols(), b.cols());
   for (Index row = 0; row < a.rows(); row += most) {
     part.setZero();
-    kernels.outer(a.data() + row * a.cols(), a.cols(), b.data() + row * b.cols(), b.cols(),
-                  std::min(most, a.rows() - row), a.cols(), b.cols(), part.data());
+    products.add_outer(a.data() + row * a.cols(), b.data() + row * b.cols(), part.data(),
+                       std::min(most, a.rows() - row), a.cols(), b.cols());
     sums += part.cast<double>();
   }
-}
-
-/// a w.
-inline FloatMatrix product_of(const FloatMatrix& a, const Matrix& w) {
-  const FloatMatrix right = w.cast<float>();
-  std::vector<float> packed(static_cast<std::size_t>(kernel::packed_size(right.rows(), right.cols())));
-  kernel::pack(right.data(), right.cols(), 1, right.rows(), right.cols(), 1.0f, packed.data());
-  FloatMatrix out(a.rows(), w.cols());
-  kernel::Gemm g;
-  g.m = a.rows(), g.n = w.cols(), g.run = g.lda = a.cols();
-  g.a = a.data(), g.b = packed.data();
-  g.c = out.data(), g.ldc = w.cols();
-  kernel::kernels_for(best_isa()).gemm(g);
-  return out;
 }
 
 /// Equations of some samples at up to `each` places of each; `floor` is null where none is wanted.

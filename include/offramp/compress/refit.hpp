@@ -20,6 +20,7 @@
 #include "offramp/compress/channels.hpp"
 #include "offramp/compress/least_squares.hpp"
 #include "offramp/compress/observe.hpp"
+#include "offramp/fit/layers.hpp"
 
 namespace offramp {
 
@@ -228,12 +229,16 @@ class Refit {
     const bool has_bias = n.op != "MatMul" || bias_behind(small, n, reader.outputs());
     const Matrix start = weights_of(small, n, reader.width(), reader.outputs());
     Matrix found = solve(m, start, has_bias, o_.ridge);
+    fit::Products by_weights;
     // What a ReLU makes zero may be anything below: each round asks for what the round before found there (Zhang, Zou,
     // He and Sun, TPAMI 2016, section 3.2, fit through the ReLU, too).
     for (int round = 0; round < rounds && goal.rectified; ++round) {
       m.xy.setZero();
+      const FloatMatrix weights = found.cast<float>();
+      by_weights.pack(weights.data(), weights.rows(), weights.cols());
       for (const Equations& e : equations) {
-        const FloatMatrix said = product_of(e.a, found);
+        FloatMatrix said(e.a.rows(), weights.cols());
+        by_weights.multiply(e.a.data(), said.data(), said.rows());
         add_products(
             e.a, (e.floor.array() < std::numeric_limits<float>::infinity()).select(said.cwiseMin(e.floor), e.b), m.xy);
       }
