@@ -53,7 +53,7 @@ void expect_gemm_equals_eigen(const Kernels& k, Index m, Index n, Index depth, b
 TEST_P(EveryIsa, GemmEqualsEigen) {
   unsigned seed = 1;
   for (const Index m : {1, 2, 3, 7, 14, 15, 49, 65}) {
-    for (const Index n : {1, 10, 16, 17, 33, 64, 100}) {
+    for (const Index n : {1, 10, 16, 17, 33, 64, 80, 100, 144, 240}) {
       for (const Index depth : {1, 3, 4, 37, 144}) {
         seed += 4;
         ASSERT_NO_FATAL_FAILURE(expect_gemm_equals_eigen(k, m, n, depth, seed % 8 == 1, seed));
