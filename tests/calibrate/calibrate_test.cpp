@@ -46,6 +46,15 @@ TEST(Calibrate, SwitchesOffExitsThatDoNotPay) {
   EXPECT_FALSE(std::isinf(c.thresholds[1]));
 }
 
+TEST(Calibrate, AnExitIsInUseWithOneThresholdBelowInfinity) {
+  constexpr float off = std::numeric_limits<float>::infinity(), nobody = std::numeric_limits<float>::max();
+  const std::vector<float> thresholds{off, off, 0.5f, off, nobody, nobody};
+  EXPECT_FALSE(detail::is_in_use(thresholds, 2, 0));
+  EXPECT_TRUE(detail::is_in_use(thresholds, 2, 1));
+  EXPECT_TRUE(detail::is_in_use(thresholds, 2, 2));   // others look back at it
+  EXPECT_FALSE(detail::is_in_use(thresholds, 2, 3));  // the last exit
+}
+
 TEST(Calibrate, KeepsToABudgetOrSaysThatItCannot) {
   const auto r = made_up(2000);
   const Calibration c = calibrate_thresholds(r, {.max_accuracy_drop = {}, .budget = 25});

@@ -469,33 +469,43 @@ class Cacher {
   void write(CacheResult& r, const std::vector<Chosen>& chosen, const ExitScores& scores) const {
     const Selection& best = r.calibration.selection;
     const ExitCalibration& c = r.calibration;
-    const ExitScores selected = keep_exits(scores, best.exits);
+    // An exit that the certificate left off goes. Where others look back at it, its thresholds are finite.
+    const auto groups = c.thresholds.size() / best.exits.size();
+    std::vector<std::size_t> used;  // of the selection
+    std::vector<Index> exits;
+    std::vector<float> thresholds;
+    for (std::size_t k = 0; k < best.exits.size(); ++k) {
+      if (!is_in_use(c.thresholds, static_cast<Index>(groups), static_cast<Index>(k))) continue;
+      const auto own = std::span(c.thresholds).subspan(k * groups, groups);
+      used.push_back(k);
+      exits.push_back(best.exits[k]);
+      thresholds.insert(thresholds.end(), own.begin(), own.end());
+    }
+    const ExitScores selected = keep_exits(scores, exits);
     const bool linked = std::any_of(chosen.begin(), chosen.end(), [](const Chosen& head) { return head.earlier >= 0; });
     std::vector<Chosen> heads;
     for (std::size_t i = 0; i < chosen.size(); ++i) {
-      if (linked || std::count(best.exits.begin(), best.exits.end(), static_cast<Index>(i)) > 0)
-        heads.push_back(chosen[i]);
+      if (linked || std::count(exits.begin(), exits.end(), static_cast<Index>(i)) > 0) heads.push_back(chosen[i]);
     }
     r.graph = graph_with(heads);
     std::string names;
-    for (std::size_t k = 0; k < best.exits.size(); ++k) {
-      const std::size_t at = linked ? static_cast<std::size_t>(best.exits[k]) : k;
+    for (std::size_t k = 0; k < exits.size(); ++k) {
+      const std::size_t at = linked ? static_cast<std::size_t>(exits[k]) : k;
       CachedExit e;
       e.name = r.graph[r.graph.outputs[at]].name;
       e.place = places_[heads[at].place].name;
       e.head = heads[at].head.name;
-      const auto groups = c.thresholds.size() / best.exits.size();
-      e.thresholds.assign(c.thresholds.begin() + static_cast<std::ptrdiff_t>(k * groups),
-                          c.thresholds.begin() + static_cast<std::ptrdiff_t>((k + 1) * groups));
-      e.share = c.outcome.shares[k];
-      e.accuracy = c.outcome.accuracies[k];
+      e.thresholds.assign(thresholds.begin() + static_cast<std::ptrdiff_t>(k * groups),
+                          thresholds.begin() + static_cast<std::ptrdiff_t>((k + 1) * groups));
+      e.share = c.outcome.shares[used[k]];
+      e.accuracy = c.outcome.accuracies[used[k]];
       e.stage = selected.stages[k];
       e.head_cost = selected.heads[k];
       names += e.name + ",";
       r.exits.push_back(std::move(e));
     }
     names += r.graph[r.graph.outputs.back()].name;
-    r.policy = policy_text_of(best, c.thresholds, classes_);
+    r.policy = policy_text_of(best, thresholds, classes_);
     r.graph.metadata["offramp.policy"] = r.policy;
     r.graph.metadata["offramp.exits"] = names;
     if (options_.certify) r.graph.metadata["offramp.certificate"] = text_of(c.certificate);

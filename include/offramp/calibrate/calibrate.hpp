@@ -50,10 +50,11 @@ inline Outcome full_outcome(const ExitRecords& r) {
 
 namespace detail {
 
-/// Whether anybody may leave at exit k: its head is run.
-inline bool is_in_use(const ExitRecords& r, std::span<const float> thresholds, Index k) noexcept {
-  if (k + 1 == r.exits) return false;
-  const auto own = thresholds.subspan(static_cast<std::size_t>(k * r.groups), static_cast<std::size_t>(r.groups));
+/// Whether anybody may leave at exit k, of thresholds [exit][group] of the early exits: its head is run.
+inline bool is_in_use(std::span<const float> thresholds, Index groups, Index k) noexcept {
+  const auto first = static_cast<std::size_t>(k * groups);
+  if (first >= thresholds.size()) return false;  // the last exit has none
+  const auto own = thresholds.subspan(first, static_cast<std::size_t>(groups));
   return std::any_of(own.begin(), own.end(), [](float t) { return t < std::numeric_limits<float>::infinity(); });
 }
 
@@ -68,7 +69,7 @@ inline CostsUpto costs_upto(const ExitRecords& r, std::span<const float> thresho
     const auto u = static_cast<std::size_t>(k);
     flops += static_cast<double>(r.stages[u].flops);
     price += r.stage_price(k);
-    if ((!r.may_skip.empty() && r.may_skip[u] != 0) || is_in_use(r, thresholds, k)) {
+    if ((!r.may_skip.empty() && r.may_skip[u] != 0) || is_in_use(thresholds, r.groups, k)) {
       flops += static_cast<double>(r.heads[u].flops);
       price += r.head_price(k);
     }
@@ -196,7 +197,7 @@ class ThresholdSearch {
     std::vector<double> behind(static_cast<std::size_t>(r_.exits), 0);  // price from behind exit k to each later exit
     double so_far = 0;
     for (Index j = k + 1; j < r_.exits; ++j) {
-      so_far += r_.stage_price(j) + (is_in_use(r_, at, j) ? r_.head_price(j) : 0);
+      so_far += r_.stage_price(j) + (is_in_use(at, r_.groups, j) ? r_.head_price(j) : 0);
       behind[static_cast<std::size_t>(j)] = so_far / full_;
     }
     elsewhere_wrong_ = 0;

@@ -38,7 +38,7 @@ inline ChosenRoute choose_route(const ExitRecords& r, std::span<const float> thr
     const double past = upto[static_cast<std::size_t>(target - 1)];
     for (Index k = 0; k + 1 < target; ++k) {
       route.rule.below.push_back(-std::numeric_limits<float>::infinity());
-      if (!detail::is_in_use(r, thresholds, k) || !can_skip(k, target)) continue;
+      if (!detail::is_in_use(thresholds, r.groups, k) || !can_skip(k, target)) continue;
       std::vector<std::pair<float, double>> gains;  // confidence, and what skipping here saves
       for (Index i = 0; i < r.samples; ++i) {
         const Index e = exit_of(r, thresholds, i);
