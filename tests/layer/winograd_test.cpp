@@ -32,7 +32,7 @@ TEST(Winograd, EqualsSevenLoops) {
   for (int trial = 0; trial < 60; ++trial) {
     test::ConvCase c;
     c.batch = pick({1, 2, 5}), c.h = pick({1, 3, 7, 8, 13}), c.w = pick({2, 6, 9, 20, 40});
-    c.in = pick({1, 8, 16, 19, 40}), c.out = pick({3, 16, 21, 48});
+    c.in = pick({1, 8, 16, 19, 40, 70, 128}), c.out = pick({3, 16, 21, 48});
     c.kh = c.kw = 3, c.top = pick({0, 1, 2}), c.left = pick({1, 2}), c.bottom = pick({1, 2}), c.right = pick({0, 1});
     if (c.out_h() < 1 || c.out_w() < 1) continue;
     const auto x = test::random_floats(c.batch * c.in * c.h * c.w, 10 + static_cast<unsigned>(trial)),
@@ -59,13 +59,14 @@ TEST(Winograd, EqualsSevenLoops) {
     window.begin = {0, c.top, c.left}, window.end = {0, c.bottom, c.right};
     const auto in = channels_last(x, c.batch, c.in, c.h * c.w),
                extra = channels_last(residual, c.batch, c.out, c.out_h() * c.out_w());
-    for (const auto& [m, halves] : {std::pair<Index, bool>{2, false}, {4, false}, {6, false}, {2, true}, {4, true}}) {
-      const double tolerance = halves ? (m == 4 ? 0.12 : 0.02) : m == 6 ? 4e-5 : 1e-5;
+    for (const WinogradMethod& method : {WinogradMethod{2}, {4}, {6}, {2, true}, {4, true}, {4, false, true}}) {
+      const double tolerance = method.halves ? (method.m == 4 ? 0.12 : 0.02) : method.m == 6 ? 4e-5 : 1e-5;
       for (const Isa isa : available_isas()) {
-        if (halves && !kernel::kernels_for(isa).bf16) continue;
+        if (method.halves && !kernel::kernels_for(isa).bf16) continue;
+        if (method.plain_weights && !kernel::kernels_for(isa).winograd_products) continue;
         std::vector<float> alone;
         for (const bool threaded : {false, true}) {
-          const WinogradPlan plan(window, c.in, c.out, m, w.data(), threaded ? 3 : 1, halves);
+          const WinogradPlan plan(window, c.in, c.out, method, w.data(), threaded ? 3 : 1);
           std::vector<float> out(static_cast<std::size_t>(outputs), NAN), y;
           const auto scratch = allocate_aligned(plan.scratch_bytes(c.batch));
           plan.forward(in.data(), b.data(), extra.data(), out.data(), c.batch, tail, scratch.get(),
@@ -78,7 +79,7 @@ TEST(Winograd, EqualsSevenLoops) {
           ASSERT_EQ(y.size(), expected.size());
           for (std::size_t i = 0; i < y.size(); ++i) {
             ASSERT_LT(std::fabs(static_cast<double>(y[i]) - expected[i]), tolerance * scale)
-                << c.text() << " F" << m << (halves ? " in bfloat16" : "");
+                << c.text() << " " << plan.text();
           }
           if (threaded) {
             ASSERT_EQ(y, alone);
@@ -107,7 +108,7 @@ TEST(Winograd, HalvesThatNeedNoRoundingAreExact) {
       const auto expected = test::conv2d(c, x, w, {});
       Window window;
       window.in = window.out = {1, c.h, c.w}, window.kernel = {1, 3, 3}, window.begin = window.end = {0, 1, 1};
-      const WinogradPlan plan(window, in, out, 2, w.data(), 1, true);
+      const WinogradPlan plan(window, in, out, {2, true}, w.data());
       const Index pixels = c.h * c.w;
       std::vector<float> found(static_cast<std::size_t>(c.batch * out * pixels));
       const auto scratch = allocate_aligned(plan.scratch_bytes(c.batch));
@@ -125,9 +126,9 @@ TEST(Winograd, SmallerBatchesNeedNoMoreScratch) {
   Window window;
   window.in = window.out = {1, 56, 56}, window.kernel = {1, 3, 3}, window.begin = window.end = {0, 1, 1};
   const std::vector<float> w(64 * 64 * 9, 0.1f);
-  for (const Index m : {2, 4, 6}) {
+  for (const WinogradMethod& method : {WinogradMethod{2}, {4}, {6}, {4, false, true}}) {
     for (const Index threads : {1, 2, 5}) {
-      const WinogradPlan plan(window, 64, 64, m, w.data(), threads);
+      const WinogradPlan plan(window, 64, 64, method, w.data(), threads);
       for (Index batch = 1; batch < 9; ++batch) EXPECT_LE(plan.scratch_bytes(batch), plan.scratch_bytes(batch + 1));
     }
   }
@@ -145,6 +146,26 @@ TEST(Winograd, IsChosenForFewChannelsToo) {
     EXPECT_TRUE(std::any_of(layers.begin(), layers.end(),
                             [](const LayerInfo& l) { return l.algorithm.starts_with("winograd"); }))
         << in << " to " << out;
+  }
+}
+
+// Few pixels and many channels: nine weights of a filter come sooner than 36.
+TEST(Winograd, KeepsPlainWeightsWhereTilesAreFew) {
+  for (const auto& [side, is_plain] : {std::pair<Index, bool>{8, true}, {12, false}}) {
+    test::Builder b;
+    b.g.opset = 13;
+    const ValueId x = b.input("input", {dynamic, 64, side, side}), w = b.constant({64, 64, 3, 3}, 1);
+    b.output(b.node("Conv", {x, w}, {{"pads", std::vector<Index>{1, 1, 1, 1}}}), "output");
+    ModelOptions options;
+    for (const Isa isa : available_isas()) {
+      options.isa = isa;
+      const Model m(b.g, options);
+      const auto layers = m.layers();
+      EXPECT_EQ(std::any_of(layers.begin(), layers.end(),
+                            [](const LayerInfo& l) { return l.algorithm.ends_with("of plain weights"); }),
+                is_plain && kernel::kernels_for(isa).winograd_products)
+          << side;
+    }
   }
 }
 

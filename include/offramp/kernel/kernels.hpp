@@ -132,6 +132,20 @@ struct Winograd {
   Index tiles_across() const noexcept { return (out_w + m - 1) / m; }
 };
 
+/// The products of F(4 x 4, 3 x 3) with weights that are transformed while they are used: a quarter of the bytes to
+/// read, for work that only few tiles are better off with. A and C in a plane for each of the 36 points, as `Winograd`
+/// has them; tiles up to a multiple of `rows` are read and written.
+struct WinogradProducts {
+  static constexpr Index rows = 4;
+  Index m = 0, k = 0;  ///< tiles, input channels
+  const float* a = nullptr;
+  Index a_plane = 0, a_block = 0;
+  const float* weights = nullptr;  ///< blocks of 16 output channels, each [k][3][3][16]
+  float* c = nullptr;
+  Index c_plane = 0, c_block = 0;
+  Index first = 0, last = 0;  ///< blocks of output channels
+};
+
 /// Maximum or average pooling, channels last, one image.
 struct Pool2d {
   bool maximum = true, count_padding = false;
@@ -156,6 +170,8 @@ struct Kernels {
   void (*winograd_input)(const Winograd&, const float* in, float* tiles) noexcept;
   /// Products of transformed tiles to output [batch][out_h][out_w][channels].
   void (*winograd_output)(const Winograd&, const float* tiles, float* out) noexcept;
+  /// Null where the registers are too few.
+  void (*winograd_products)(const WinogradProducts&) noexcept;
   void (*pool2d)(const Pool2d&) noexcept;
   /// Sum and largest element of each channel over a rectangle of rows x columns pixels, channels last, rows of the
   /// image `row_step` floats apart. Either may be null.

@@ -55,14 +55,13 @@ class ConvPlan {
                     static_cast<std::size_t>(out_group) * sizeof(float));
       }
     }
-    const Algorithm algorithm = choose(options);
-    if (algorithm.tile > 0) {
+    const WinogradMethod method = choose(options);
+    if (method.m > 0) {
       kind_ = Kind::winograd;
-      winograd_ =
-          WinogradPlan(w_, in_channels, out_channels, algorithm.tile, weights, options.threads, algorithm.halves);
+      winograd_ = WinogradPlan(w_, in_channels, out_channels, method, weights, options.threads);
       return;
     }
-    if (algorithm.halves) {
+    if (method.halves) {
       plan_bf16(weights);
       return;
     }
@@ -119,8 +118,7 @@ class ConvPlan {
       case Kind::depthwise:
         return "depthwise";
       case Kind::winograd:
-        return (winograd_.halves() ? "bf16 winograd F(" : "winograd F(") + std::to_string(winograd_.m()) + "x" +
-               std::to_string(winograd_.m()) + ",3x3)";
+        return winograd_.text();
       case Kind::bf16:
         return spatial_ ? "bf16 row gemm" : "bf16 gemm";
       case Kind::pointwise:
@@ -236,36 +234,34 @@ class ConvPlan {
     std::fill(filled, out + w_.padded_count() * in_channels_, std::uint16_t{0});
   }
 
-  // Winograd's tile (0: none), and whether products are of bfloat16.
-  struct Algorithm {
-    Index tile = 0;
-    bool halves = false;
-  };
-  // What the cost model expects to be fastest; where tiles multiply bfloat16 many times as fast as float32, those.
-  Algorithm choose(const PrepareOptions& options) const noexcept {
+  // What the cost model expects to be fastest; where tiles multiply bfloat16 many times as fast as float32, those. With
+  // m = 0 the direct product.
+  WinogradMethod choose(const PrepareOptions& options) const noexcept {
     const double weights = static_cast<double>(w_.taps() * in_channels_ * kernel::padded_columns(out_channels_));
     const auto direct = [&](bool halves) {
       const double rate = halves ? bf16_multiply_adds_per_cycle : multiply_adds_per_cycle(options.kernels.lanes);
       const double products = static_cast<double>(options.batch * w_.out_count()) * weights;
       return kernel::cycles_with_weights(products / (kernel::product_share * rate), (halves ? 2 : 4) * weights);
     };
-    Algorithm best;
+    WinogradMethod best;
     double least = direct(false);
-    const auto consider = [&](double cycles, Algorithm a) {
-      if (cycles < least) least = cycles, best = a;
+    const auto consider = [&](double cycles, const WinogradMethod& method) {
+      if (cycles < least) least = cycles, best = method;
     };
-    const auto consider_tiles = [&](Index most, bool halves) {
+    const auto consider_tiles = [&](const WinogradMethod& method) {
       if (!WinogradPlan::fits(w_, group_) || in_channels_ <= 4 || out_channels_ < 4) return;
-      for (Index m = 2; m <= std::min(most, options.winograd_tile); m += 2)
-        consider(WinogradPlan::cycles(w_, in_channels_, out_channels_, m, options.batch, options.kernels.lanes, halves),
-                 {m, halves});
+      if (method.m > options.winograd_tile) return;
+      consider(WinogradPlan::cycles(w_, in_channels_, out_channels_, method, options.batch, options.kernels.lanes),
+               method);
     };
-    consider_tiles(6, false);
+    for (const Index m : {2, 4, 6}) consider_tiles({m});
+    if (options.kernels.winograd_products && WinogradPlan::has_few_tiles(w_, options.batch))
+      consider_tiles({4, false, true});
     if (options.bf16 && options.kernels.bf16 && group_ == 1) {
       const bool row_is_run = w_.dilation[2] == 1 || w_.is_pointwise();
       if (row_is_run && options.kernels.bf16->has_tiles) return {0, true};
       if (row_is_run) consider(direct(true), {0, true});
-      consider_tiles(4, true);
+      for (const Index m : {2, 4}) consider_tiles({m, true});
     }
     return best;
   }

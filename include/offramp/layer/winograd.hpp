@@ -22,11 +22,20 @@
 
 namespace offramp {
 
+/// How a convolution is done by Winograd's algorithm.
+struct WinogradMethod {
+  Index m = 0;                 ///< output pixels of a tile along each axis: 2, 4 or (in float32) 6; 0: not by it
+  bool halves = false;         ///< transformed inputs and weights are bfloat16
+  bool plain_weights = false;  ///< F(4 x 4) in float32 alone: weights are transformed while they are used
+};
+
 /// F(m x m, 3 x 3) of Lavin and Gray (CVPR 2016): a tile of m x m outputs takes (m + 2)^2 multiplications instead of
 /// 9 m^2, between a transformation of the input and one of the output. The tiles of a batch are cut into blocks whose
 /// transforms stay in L2. An infinity or a NaN in the input reaches all outputs of its tiles. With `halves`,
 /// transformed inputs and weights are bfloat16 and their products, summed in float32, go twice as fast: outputs are
-/// within 0.3 % (2 x 2) or 2 % (4 x 4) of the exact ones, relative to their root mean square.
+/// within 0.3 % (2 x 2) or 2 % (4 x 4) of the exact ones, relative to their root mean square. With `plain_weights`,
+/// what is read are the nine weights of a filter instead of the 36 that 4 x 4 tiles multiply: where tiles are few, the
+/// way of those from L3 takes longer than to make them anew for every four tiles.
 class WinogradPlan {
  public:
   WinogradPlan() = default;
@@ -37,27 +46,33 @@ class WinogradPlan {
            w.begin[0] == 0 && w.end[0] == 0;
   }
 
-  /// `weights` is [out_channels][in_channels][3][3]; m is 2, 4 or (in float32) 6; `threads` as the executor of
-  /// `forward` has.
-  WinogradPlan(const Window& w, Index in_channels, Index out_channels, Index m, const float* weights, Index threads = 1,
-               bool halves = false)
-      : in_channels_(in_channels), out_channels_(out_channels), threads_(threads), halves_(halves) {
-    t_.m = m;
+  /// `weights` is [out_channels][in_channels][3][3]; `threads` as the executor of `forward` has.
+  WinogradPlan(const Window& w, Index in_channels, Index out_channels, const WinogradMethod& method,
+               const float* weights, Index threads = 1)
+      : in_channels_(in_channels), out_channels_(out_channels), threads_(threads), method_(method) {
+    t_.m = method.m;
     t_.in_h = w.in[1], t_.in_w = w.in[2], t_.out_h = w.out[1], t_.out_w = w.out[2];
     t_.pad_top = w.begin[1], t_.pad_left = w.begin[2];
-    block_ = tiles_of_block(t_.points(), in_channels, out_channels, halves);
-    packed_ = halves ? kernel::bf16_packed_size(1, in_channels, out_channels)
-                     : kernel::packed_size(in_channels, out_channels);
-    weights_ = Tensor(halves ? DType::bf16 : DType::f32, {t_.points(), packed_});
-    halves ? pack<std::uint16_t>(weights) : pack<float>(weights);
+    block_ = tiles_of_block(t_.points(), in_channels, out_channels, method.halves);
+    packed_ = method.halves ? kernel::bf16_packed_size(1, in_channels, out_channels)
+                            : kernel::packed_size(in_channels, out_channels);
+    weights_ = Tensor(method.halves ? DType::bf16 : DType::f32, {method.plain_weights ? 9 : t_.points(), packed_});
+    method.plain_weights ? pack_plain(weights) : method.halves ? pack<std::uint16_t>(weights) : pack<float>(weights);
+  }
+
+  /// Whether all tiles of 4 x 4 outputs meet weights that are transformed once: plain weights pay for that only.
+  static bool has_few_tiles(const Window& w, Index batch) noexcept {
+    return batch * ((w.out[1] + 3) / 4) * ((w.out[2] + 3) / 4) <= kernel::WinogradProducts::rows;
   }
 
   /// Cycles that a batch is expected to take on one thread: products, the vector instructions of the transformations,
   /// and the way of the weights, once to the core and again for every block of tiles. Large tiles lose where the
   /// weights are many and the pixels few.
-  static double cycles(const Window& w, Index in_channels, Index out_channels, Index m, Index batch, Index lanes,
-                       bool halves = false) noexcept {
-    const Index points = (m + 2) * (m + 2), all = batch * ((w.out[1] + m - 1) / m) * ((w.out[2] + m - 1) / m),
+  static double cycles(const Window& w, Index in_channels, Index out_channels, const WinogradMethod& method,
+                       Index batch, Index lanes) noexcept {
+    const bool halves = method.halves;
+    const Index m = method.m, points = (m + 2) * (m + 2),
+                all = batch * ((w.out[1] + m - 1) / m) * ((w.out[2] + m - 1) / m),
                 block = tiles_of_block(points, in_channels, out_channels, halves), blocks = (all + block - 1) / block;
     const auto n = static_cast<std::size_t>(m / 2 - 1);
     // Of a point and a vector, measured.
@@ -65,26 +80,38 @@ class WinogradPlan {
     const double weights = static_cast<double>(points * in_channels * kernel::padded_columns(out_channels));
     const double rate = halves ? bf16_multiply_adds_per_cycle : multiply_adds_per_cycle(lanes),
                  bytes = (halves ? 2 : 4) * weights;
-    const double work =
-        static_cast<double>(all) * weights / (kernel::product_share * rate) +
+    const double transformations =
         static_cast<double>(all * points) * (input[n] * static_cast<double>((in_channels + lanes - 1) / lanes) +
                                              output[n] * static_cast<double>((out_channels + lanes - 1) / lanes));
+    if (method.plain_weights) {            // the products of six points with four tiles take 34 operations, not 24
+      const double share = 0.9 * 24 / 34;  // of the peak, measured
+      const double products = static_cast<double>(strip_tiles(all)) * weights / (share * rate);
+      return kernel::cycles_with_weights(products + transformations, bytes / 4);
+    }
+    const double work = static_cast<double>(all) * weights / (kernel::product_share * rate) + transformations;
     return kernel::cycles_with_weights(work, bytes) + static_cast<double>(blocks - 1) * kernel::cycles_to_repeat(bytes);
   }
 
-  Index m() const noexcept { return t_.m; }
-  bool halves() const noexcept { return halves_; }
+  std::string text() const {
+    const std::string m = std::to_string(t_.m);
+    return (method_.halves ? "bf16 winograd F(" : "winograd F(") + m + "x" + m + ",3x3)" +
+           (method_.plain_weights ? " of plain weights" : "");
+  }
   Index tiles() const noexcept { return t_.tiles_down() * t_.tiles_across(); }
 
   /// FLOPs of products and transformations, without bias and tail.
   Index executed(Index batch) const noexcept {
     const Index n = t_.m == 2 ? 0 : t_.m == 4 ? 1 : 2;
     static constexpr std::array<Index, 3> input{4, 20, 44}, output{4, 12, 34};  // of one column of a tile
-    const Index points = t_.m + 2;
-    return batch * tiles() *
-           (2 * t_.points() * in_channels_ * kernel::padded_columns(out_channels_) +
-            2 * points * input[static_cast<std::size_t>(n)] * in_channels_ +
-            (points + t_.m) * output[static_cast<std::size_t>(n)] * out_channels_);
+    const Index points = t_.m + 2, all = batch * tiles(),
+                weights = in_channels_ * kernel::padded_columns(out_channels_);
+    Index products = 2 * all * t_.points() * weights;
+    if (method_.plain_weights) {  // 90 to transform the weights of a pair of channels
+      const Index rows = kernel::WinogradProducts::rows;
+      products = strip_tiles(all) / rows * (2 * rows * t_.points() + 90) * weights;
+    }
+    return products + all * (2 * points * input[static_cast<std::size_t>(n)] * in_channels_ +
+                             (points + t_.m) * output[static_cast<std::size_t>(n)] * out_channels_);
   }
 
   std::size_t scratch_bytes(Index batch) const noexcept {
@@ -139,12 +166,13 @@ class WinogradPlan {
   Index slot(Index tiles) const noexcept { return input_floats(tiles) + t_.points() * plane(tiles, out_channels_); }
   Index input_floats(Index tiles) const noexcept {
     const Index values = t_.points() * plane(tiles, in_channels_);
-    return halves_ ? values / 2 : values;
+    return method_.halves ? values / 2 : values;
   }
 
   void run_block(const float* in, float* out, kernel::Winograd output, Index first, Index count, float* left,
                  const kernel::Kernels& kernels, ExecutorRef executor) const noexcept {
     kernel::Winograd input = t_;
+    input.count = output.count = count;
     input.channels = in_channels_, input.plane = plane(count, in_channels_);
     output.channels = out_channels_, output.plane = plane(count, out_channels_);
     input.block = output.block = rows(count) * kernel::column_block;
@@ -156,42 +184,73 @@ class WinogradPlan {
     };
     kernel::each_range(executor, count, 1, [&](kernel::Range tiles) {
       const Index place = tiles.first * kernel::column_block;
-      if (halves_) {
+      if (method_.halves) {
         kernels.bf16->winograd_input(part_of(input, tiles), in, half + place);
       } else {
         kernels.winograd_input(part_of(input, tiles), in, left + place);
       }
     });
-    kernel::each_range(executor, t_.points(), 1, [&](kernel::Range points) {
-      if (halves_) {
-        kernel::Bf16BlockedGemm g;
-        g.m = count, g.n = out_channels_, g.k = in_channels_;
-        g.a_block = input.block, g.c_block = output.block;
-        for (Index p = points.first; p < points.last; ++p) {
-          g.a = half + p * input.plane;
-          g.b = static_cast<const std::uint16_t*>(weights_.data()) + p * packed_;
-          g.c = products + p * output.plane;
-          kernels.bf16->blocked_gemm(g);
-        }
-        return;
-      }
-      kernel::BlockedGemm g;
-      g.m = count, g.n = out_channels_, g.k = in_channels_;
-      g.a_block = input.block, g.c_block = output.block;
-      for (Index p = points.first; p < points.last; ++p) {
-        g.a = left + p * input.plane;
-        g.b = weights_.view().f32() + p * packed_;
-        g.c = products + p * output.plane;
-        kernels.blocked_gemm(g);
-      }
-    });
+    method_.plain_weights ? multiply_plain(input, output, left, products, kernels, executor)
+    : method_.halves      ? multiply_halves(input, output, half, products, kernels, executor)
+                          : multiply(input, output, left, products, kernels, executor);
     kernel::each_range(executor, count, 1, [&](kernel::Range tiles) {
       kernels.winograd_output(part_of(output, tiles), products + tiles.first * kernel::column_block, out);
     });
   }
-  static Index rows(Index tiles) noexcept { return std::max(tiles, kernel::BlockedGemm::least_rows); }
+
+  // The products of all points, of tiles in the planes of `in` to those of `out`.
+  void multiply(const kernel::Winograd& in, const kernel::Winograd& out, const float* tiles, float* products,
+                const kernel::Kernels& kernels, ExecutorRef executor) const noexcept {
+    kernel::each_range(executor, t_.points(), 1, [&](kernel::Range points) {
+      kernel::BlockedGemm g;
+      g.m = in.count, g.n = out_channels_, g.k = in_channels_;
+      g.a_block = in.block, g.c_block = out.block;
+      for (Index p = points.first; p < points.last; ++p) {
+        g.a = tiles + p * in.plane;
+        g.b = weights_.view().f32() + p * packed_;
+        g.c = products + p * out.plane;
+        kernels.blocked_gemm(g);
+      }
+    });
+  }
+  void multiply_halves(const kernel::Winograd& in, const kernel::Winograd& out, const std::uint16_t* tiles,
+                       float* products, const kernel::Kernels& kernels, ExecutorRef executor) const noexcept {
+    kernel::each_range(executor, t_.points(), 1, [&](kernel::Range points) {
+      kernel::Bf16BlockedGemm g;
+      g.m = in.count, g.n = out_channels_, g.k = in_channels_;
+      g.a_block = in.block, g.c_block = out.block;
+      for (Index p = points.first; p < points.last; ++p) {
+        g.a = tiles + p * in.plane;
+        g.b = static_cast<const std::uint16_t*>(weights_.data()) + p * packed_;
+        g.c = products + p * out.plane;
+        kernels.bf16->blocked_gemm(g);
+      }
+    });
+  }
+  void multiply_plain(const kernel::Winograd& in, const kernel::Winograd& out, const float* tiles, float* products,
+                      const kernel::Kernels& kernels, ExecutorRef executor) const noexcept {
+    const Index blocks = kernel::padded_columns(out_channels_) / kernel::column_block;
+    kernel::each_range(executor, blocks, 1, [&](kernel::Range some) {
+      kernel::WinogradProducts g;
+      g.m = in.count, g.k = in_channels_;
+      g.a = tiles, g.a_plane = in.plane, g.a_block = in.block;
+      g.weights = weights_.view().f32();
+      g.c = products, g.c_plane = out.plane, g.c_block = out.block;
+      g.first = some.first, g.last = some.last;
+      kernels.winograd_products(g);
+    });
+  }
+
+  static constexpr Index strip_tiles(Index tiles) noexcept {
+    return (tiles + kernel::WinogradProducts::rows - 1) / kernel::WinogradProducts::rows *
+           kernel::WinogradProducts::rows;
+  }
+  // Places for so many tiles.
+  Index rows(Index tiles) const noexcept {
+    return method_.plain_weights ? strip_tiles(tiles) : std::max(tiles, kernel::BlockedGemm::least_rows);
+  }
   // Planes a multiple of 4 KB apart would share the sets of L1.
-  static Index plane(Index tiles, Index channels) noexcept {
+  Index plane(Index tiles, Index channels) const noexcept {
     return rows(tiles) * kernel::padded_columns(channels) + kernel::column_block;
   }
 
@@ -240,6 +299,19 @@ class WinogradPlan {
     }
   }
 
+  // Nine vectors for every input channel.
+  void pack_plain(const float* weights) {
+    auto* to = static_cast<float*>(weights_.mutable_data());
+    std::fill_n(to, weights_.count(), 0.0f);
+    for (Index o = 0; o < out_channels_; ++o) {
+      for (Index c = 0; c < in_channels_; ++c) {
+        for (Index tap = 0; tap < 9; ++tap)
+          to[((o / kernel::column_block * in_channels_ + c) * 9 + tap) * kernel::column_block +
+             o % kernel::column_block] = weights[(o * in_channels_ + c) * 9 + tap];
+      }
+    }
+  }
+
   template <class T>
   static T stored(double v) noexcept {
     if constexpr (sizeof(T) == 2) {
@@ -250,7 +322,7 @@ class WinogradPlan {
   }
 
   Index in_channels_ = 0, out_channels_ = 0, threads_ = 1, block_ = 0, packed_ = 0;
-  bool halves_ = false;
+  WinogradMethod method_;
   kernel::Winograd t_;
   Tensor weights_;
 };
