@@ -182,7 +182,9 @@ class WinogradPlan {
       w.first = first + tiles.first, w.count = tiles.last - tiles.first;
       return w;
     };
-    kernel::each_range(executor, count, 1, [&](kernel::Range tiles) {
+    // To transform few tiles takes less time than to meet for it.
+    const ExecutorRef transforming = method_.plain_weights ? ExecutorRef() : executor;
+    kernel::each_range(transforming, count, 1, [&](kernel::Range tiles) {
       const Index place = tiles.first * kernel::column_block;
       if (method_.halves) {
         kernels.bf16->winograd_input(part_of(input, tiles), in, half + place);
@@ -193,7 +195,7 @@ class WinogradPlan {
     method_.plain_weights ? multiply_plain(input, output, left, products, kernels, executor)
     : method_.halves      ? multiply_halves(input, output, half, products, kernels, executor)
                           : multiply(input, output, left, products, kernels, executor);
-    kernel::each_range(executor, count, 1, [&](kernel::Range tiles) {
+    kernel::each_range(transforming, count, 1, [&](kernel::Range tiles) {
       kernels.winograd_output(part_of(output, tiles), products + tiles.first * kernel::column_block, out);
     });
   }
@@ -230,7 +232,9 @@ class WinogradPlan {
   void multiply_plain(const kernel::Winograd& in, const kernel::Winograd& out, const float* tiles, float* products,
                       const kernel::Kernels& kernels, ExecutorRef executor) const noexcept {
     const Index blocks = kernel::padded_columns(out_channels_) / kernel::column_block;
-    kernel::each_range(executor, blocks, 1, [&](kernel::Range some) {
+    // Every thread reads what one has transformed: with 64 x 64 channels that took longer than all products.
+    const bool pays = packed_ >= Index{1} << 15;
+    kernel::each_range(pays ? executor : ExecutorRef(), blocks, 1, [&](kernel::Range some) {
       kernel::WinogradProducts g;
       g.m = in.count, g.k = in_channels_;
       g.a = tiles, g.a_plane = in.plane, g.a_block = in.block;
