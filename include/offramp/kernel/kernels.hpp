@@ -132,9 +132,9 @@ struct Winograd {
   Index tiles_across() const noexcept { return (out_w + m - 1) / m; }
 };
 
-/// The products of F(4 x 4, 3 x 3) with weights that are transformed while they are used: a quarter of the bytes to
-/// read, for work that only few tiles are better off with. A and C in a plane for each of the 36 points, as `Winograd`
-/// has them; tiles up to a multiple of `rows` are read and written.
+/// The products of F(4 x 4, 3 x 3) with weights that are transformed while they are used, which pays where tiles are
+/// few: a quarter of the bytes to read. A and C in a plane for each of the 36 points, as `Winograd` has them; tiles up
+/// to a multiple of `rows` are read and written.
 struct WinogradProducts {
   static constexpr Index rows = 4;
   Index m = 0, k = 0;  ///< tiles, input channels

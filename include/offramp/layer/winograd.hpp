@@ -62,7 +62,7 @@ class WinogradPlan {
 
   /// Whether all tiles of 4 x 4 outputs meet weights that are transformed once: plain weights pay for that only.
   static bool has_few_tiles(const Window& w, Index batch) noexcept {
-    return batch * ((w.out[1] + 3) / 4) * ((w.out[2] + 3) / 4) <= kernel::WinogradProducts::rows;
+    return batch * tiles_of(w, 4) <= kernel::WinogradProducts::rows;
   }
 
   /// Cycles that a batch is expected to take on one thread: products, the vector instructions of the transformations,
@@ -71,8 +71,7 @@ class WinogradPlan {
   static double cycles(const Window& w, Index in_channels, Index out_channels, const WinogradMethod& method,
                        Index batch, Index lanes) noexcept {
     const bool halves = method.halves;
-    const Index m = method.m, points = (m + 2) * (m + 2),
-                all = batch * ((w.out[1] + m - 1) / m) * ((w.out[2] + m - 1) / m),
+    const Index m = method.m, points = (m + 2) * (m + 2), all = batch * tiles_of(w, m),
                 block = tiles_of_block(points, in_channels, out_channels, halves), blocks = (all + block - 1) / block;
     const auto n = static_cast<std::size_t>(m / 2 - 1);
     // Of a point and a vector, measured.
@@ -83,8 +82,9 @@ class WinogradPlan {
     const double transformations =
         static_cast<double>(all * points) * (input[n] * static_cast<double>((in_channels + lanes - 1) / lanes) +
                                              output[n] * static_cast<double>((out_channels + lanes - 1) / lanes));
-    if (method.plain_weights) {            // the products of six points with four tiles take 34 operations, not 24
-      const double share = 0.9 * 24 / 34;  // of the peak, measured
+    if (method.plain_weights) {
+      // Of the peak, measured: the products of six points with four tiles take 34 operations, not 24.
+      const double share = 0.9 * 24 / 34;
       const double products = static_cast<double>(strip_tiles(all)) * weights / (share * rate);
       return kernel::cycles_with_weights(products + transformations, bytes / 4);
     }
@@ -143,6 +143,9 @@ class WinogradPlan {
   }
 
  private:
+  static Index tiles_of(const Window& w, Index m) noexcept {
+    return ((w.out[1] + m - 1) / m) * ((w.out[2] + m - 1) / m);
+  }
   // As many as keep both transforms in half of a usual L2, and enough to read the weights seldom.
   static Index tiles_of_block(Index points, Index in_channels, Index out_channels, bool halves) noexcept {
     const Index each = points * ((halves ? 2 : 4) * in_channels + 4 * out_channels);
@@ -183,7 +186,8 @@ class WinogradPlan {
       return w;
     };
     // To transform few tiles takes less time than to meet for it.
-    const ExecutorRef transforming = method_.plain_weights ? ExecutorRef() : executor;
+    const bool few = method_.plain_weights && count <= kernel::WinogradProducts::rows;
+    const ExecutorRef transforming = few ? ExecutorRef() : executor;
     kernel::each_range(transforming, count, 1, [&](kernel::Range tiles) {
       const Index place = tiles.first * kernel::column_block;
       if (method_.halves) {
@@ -232,8 +236,9 @@ class WinogradPlan {
   void multiply_plain(const kernel::Winograd& in, const kernel::Winograd& out, const float* tiles, float* products,
                       const kernel::Kernels& kernels, ExecutorRef executor) const noexcept {
     const Index blocks = kernel::padded_columns(out_channels_) / kernel::column_block;
-    // Every thread reads what one has transformed: with 64 x 64 channels that took longer than all products.
-    const bool pays = packed_ >= Index{1} << 15;
+    // Every thread reads what one has transformed: of four tiles with 64 x 64 channels that took longer than all
+    // products.
+    const bool pays = packed_ * in.count >= Index{1} << 17;
     kernel::each_range(pays ? executor : ExecutorRef(), blocks, 1, [&](kernel::Range some) {
       kernel::WinogradProducts g;
       g.m = in.count, g.k = in_channels_;
