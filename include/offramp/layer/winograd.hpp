@@ -106,9 +106,9 @@ class WinogradPlan {
     const Index points = t_.m + 2, all = batch * tiles(),
                 weights = in_channels_ * kernel::padded_columns(out_channels_);
     Index products = 2 * all * t_.points() * weights;
-    if (method_.plain_weights) {  // 90 to transform the weights of a pair of channels
+    if (method_.plain_weights) {  // 102 to transform the weights of a pair of channels
       const Index rows = kernel::WinogradProducts::rows;
-      products = strip_tiles(all) / rows * (2 * rows * t_.points() + 90) * weights;
+      products = strip_tiles(all) / rows * (2 * rows * t_.points() + 102) * weights;
     }
     return products + all * (2 * points * input[static_cast<std::size_t>(n)] * in_channels_ +
                              (points + t_.m) * output[static_cast<std::size_t>(n)] * out_channels_);
@@ -196,40 +196,31 @@ class WinogradPlan {
         kernels.winograd_input(part_of(input, tiles), in, left + place);
       }
     });
-    method_.plain_weights ? multiply_plain(input, output, left, products, kernels, executor)
-    : method_.halves      ? multiply_halves(input, output, half, products, kernels, executor)
-                          : multiply(input, output, left, products, kernels, executor);
+    if (method_.plain_weights) {
+      multiply_plain(input, output, left, products, kernels, executor);
+    } else if (method_.halves) {
+      multiply<kernel::Bf16BlockedGemm>(input, output, half, products, kernels.bf16->blocked_gemm, executor);
+    } else {
+      multiply<kernel::BlockedGemm>(input, output, left, products, kernels.blocked_gemm, executor);
+    }
     kernel::each_range(transforming, count, 1, [&](kernel::Range tiles) {
       kernels.winograd_output(part_of(output, tiles), products + tiles.first * kernel::column_block, out);
     });
   }
 
   // The products of all points, of tiles in the planes of `in` to those of `out`.
-  void multiply(const kernel::Winograd& in, const kernel::Winograd& out, const float* tiles, float* products,
-                const kernel::Kernels& kernels, ExecutorRef executor) const noexcept {
+  template <class Product, class T>
+  void multiply(const kernel::Winograd& in, const kernel::Winograd& out, const T* tiles, float* products,
+                void (*run)(const Product&) noexcept, ExecutorRef executor) const noexcept {
     kernel::each_range(executor, t_.points(), 1, [&](kernel::Range points) {
-      kernel::BlockedGemm g;
+      Product g;
       g.m = in.count, g.n = out_channels_, g.k = in_channels_;
       g.a_block = in.block, g.c_block = out.block;
       for (Index p = points.first; p < points.last; ++p) {
         g.a = tiles + p * in.plane;
-        g.b = weights_.view().f32() + p * packed_;
+        g.b = static_cast<const T*>(weights_.data()) + p * packed_;
         g.c = products + p * out.plane;
-        kernels.blocked_gemm(g);
-      }
-    });
-  }
-  void multiply_halves(const kernel::Winograd& in, const kernel::Winograd& out, const std::uint16_t* tiles,
-                       float* products, const kernel::Kernels& kernels, ExecutorRef executor) const noexcept {
-    kernel::each_range(executor, t_.points(), 1, [&](kernel::Range points) {
-      kernel::Bf16BlockedGemm g;
-      g.m = in.count, g.n = out_channels_, g.k = in_channels_;
-      g.a_block = in.block, g.c_block = out.block;
-      for (Index p = points.first; p < points.last; ++p) {
-        g.a = tiles + p * in.plane;
-        g.b = static_cast<const std::uint16_t*>(weights_.data()) + p * packed_;
-        g.c = products + p * out.plane;
-        kernels.bf16->blocked_gemm(g);
+        run(g);
       }
     });
   }
