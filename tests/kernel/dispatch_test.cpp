@@ -344,9 +344,17 @@ TEST_P(EveryIsa, FunctionsTreatTheEndsOfTheRange) {
     k.unary(f, x.data(), y.data(), 5, 0.1f, 6.0f);
     EXPECT_TRUE(std::isnan(y[2])) << static_cast<int>(f) << " must hand a NaN on";
   }
-  k.unary(Unary::tanh, x.data(), y.data(), 5, 0, 0);
-  EXPECT_EQ(y[0], 1.0f);
-  EXPECT_EQ(y[1], -1.0f);
+  for (const Unary f : {Unary::tanh, Unary::erf}) {
+    k.unary(f, x.data(), y.data(), 5, 0, 0);
+    EXPECT_EQ(y[0], 1.0f);
+    EXPECT_EQ(y[1], -1.0f);
+    EXPECT_TRUE(std::isnan(y[2]));
+    EXPECT_EQ(y[3], 1.0f);
+    EXPECT_EQ(y[4], -1.0f);
+  }
+  k.unary(Unary::gelu, x.data(), y.data(), 5, 0, 0);
+  EXPECT_EQ(y[3], 200.0f);
+  EXPECT_EQ(y[4], 0.0f);
 }
 
 TEST_P(EveryIsa, BinaryWithEveryStep) {
