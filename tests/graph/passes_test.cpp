@@ -4,9 +4,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
 #include <span>
+#include <string>
+#include <utility>
 #include <vector>
 
+#include "batches.hpp"
 #include "graphs.hpp"
 #include "offramp/graph/model.hpp"
 
@@ -180,6 +184,97 @@ TEST(Passes, WhoTurnsChannelsToTheBackFindsThemThere) {
     });
     EXPECT_EQ(copies, is_read_plain ? 1 : 0);
   }
+}
+
+// Attention over x [N, tokens, 16] with two heads of 8, as exporters write it; `form` says how.
+struct AttentionGraph : test::Builder {
+  ValueId probabilities = no_value;
+
+  static constexpr Index heads = 2, depth = 8, width = heads * depth;
+  ValueId ints(std::vector<Index> v) { return constant(Tensor::of<Index>({static_cast<Index>(v.size())}, v)); }
+  ValueId number(float v) { return constant(Tensor::of<float>({}, std::vector<float>{v})); }
+  ValueId turn(ValueId v, std::vector<Index> perm) { return node("Transpose", {v}, {{"perm", std::move(perm)}}); }
+  ValueId attend(ValueId scores, ValueId v) {
+    probabilities = node("Softmax", {scores}, {{"axis", Index{-1}}});
+    return node("MatMul", {probabilities, v});
+  }
+  AttentionGraph(const std::string& form, Index tokens) {
+    g.opset = 13;
+    const auto x = input("x", {dynamic, tokens, width});
+    ValueId y = no_value;
+    if (form == "tokens first") {  // heads merged with the batch, and q scaled
+      const auto all = node("MatMul", {turn(x, {1, 0, 2}), constant({width, 3 * width}, 1)});
+      const auto part = [&](Index i, std::vector<Index> perm) {
+        const auto s = node("Slice", {all, ints({i * width}), ints({(i + 1) * width}), ints({2})});
+        return turn(node("Reshape", {s, ints({tokens, -1, depth})}), std::move(perm));
+      };
+      const auto q = node("Div", {part(0, {1, 0, 2}), number(2.5f)});
+      y = turn(attend(node("MatMul", {q, part(1, {1, 2, 0})}), part(2, {1, 0, 2})), {1, 0, 2});
+      y = turn(node("Reshape", {y, ints({tokens, -1, width})}), {1, 0, 2});
+    } else {
+      const auto part = [&](unsigned seed, std::vector<Index> perm) {
+        const auto p = node("MatMul", {x, constant({width, width}, seed)});
+        return turn(node("Reshape", {p, ints({0, tokens, heads, depth})}), std::move(perm));
+      };
+      auto q = part(1, {0, 2, 1, 3}), k = part(2, {0, 2, 3, 1});
+      if (form == "both scaled") q = node("Mul", {number(0.6f), q}), k = node("Mul", {k, number(0.7f)});
+      auto scores = node("MatMul", {q, k});
+      if (form != "both scaled") scores = node("Div", {scores, number(2.0f)});
+      if (form == "constant mask") scores = node("Add", {scores, constant({tokens, tokens}, 5)});
+      if (form == "mask of keys")
+        scores = node(
+            "Add",
+            {node("Reshape", {node("ReduceMean", {x}, {{"axes", std::vector<Index>{2}}}), ints({-1, 1, 1, tokens})}),
+             scores});
+      y = node("Reshape", {turn(attend(scores, part(3, {0, 2, 1, 3})), {0, 2, 1, 3}), ints({0, tokens, width})});
+    }
+    output(y, "y");
+  }
+};
+
+TEST(Passes, AttentionIsOneNode) {
+  for (const std::string form : {"plain", "both scaled", "constant mask", "mask of keys", "tokens first"}) {
+    for (const Index tokens : {5, 230}) {
+      for (const Index threads : {1, 3}) {
+        const AttentionGraph a(form, tokens);
+        ModelOptions o;
+        if (threads > 1) o.pool = std::make_shared<ThreadPool>(threads);
+        const Model m(a.g, o);
+        const auto ops = operators_of(m);
+        EXPECT_EQ(std::count(ops.begin(), ops.end(), "Attention"), 1) << form;
+        EXPECT_EQ(std::count(ops.begin(), ops.end(), "Softmax"), 0) << form;
+        EXPECT_EQ(std::count(ops.begin(), ops.end(), "Transpose"), form == "tokens first" ? 2 : 0) << form;
+        for (const Index batch : {1, 3}) expect_same(m, {batch, tokens, AttentionGraph::width});
+        test::expect_equal_alone(m, test::random_tensor({25, tokens, AttentionGraph::width}, 7));
+        EXPECT_EQ(m.total_cost().macs, tokens * 3 * 16 * 16 + 2 * tokens * tokens * 16) << form;
+      }
+    }
+  }
+}
+
+TEST(Passes, ScoresThatOthersReadAreNotFusedAway) {
+  AttentionGraph a("plain", 5);
+  a.output(a.probabilities, "probabilities");
+  const Model m(a.g);
+  const auto ops = operators_of(m);
+  EXPECT_EQ(std::count(ops.begin(), ops.end(), "Attention"), 0);
+  expect_same(m, {2, 5, AttentionGraph::width});
+}
+
+// An input whose leading axis holds the heads of one sample: nothing tells it from a batch but the size.
+TEST(Passes, AttentionOfOperandsThatBroadcastStays) {
+  test::Builder b;
+  b.g.opset = 13;
+  const auto x = b.input("x", {dynamic, 6, 8});
+  const auto first = b.node("Slice", {x, b.constant(Tensor::of<Index>({1}, std::vector<Index>{0})),
+                                      b.constant(Tensor::of<Index>({1}, std::vector<Index>{1})),
+                                      b.constant(Tensor::of<Index>({1}, std::vector<Index>{0}))});
+  const auto scores = b.node("MatMul", {x, b.node("Transpose", {first}, {{"perm", std::vector<Index>{0, 2, 1}}})});
+  b.output(b.node("MatMul", {b.node("Softmax", {scores}, {{"axis", Index{-1}}}), x}), "y");
+  const Model m(b.g);
+  const auto ops = operators_of(m);
+  EXPECT_EQ(std::count(ops.begin(), ops.end(), "Attention"), 0);
+  expect_same(m, {4, 6, 8});
 }
 
 }  // namespace

@@ -100,6 +100,7 @@ OFFRAMP_SEPARABLE void Model::Data::plan(Data& d) {
   passes::fold_batch_norms(g);
   passes::recognise_activations(g);
   passes::recognise_layer_norms(g, two);
+  passes::FuseAttention(g, two, three).run();
   passes::fuse_matmul_bias(g);
   passes::fuse_tails(g, two);
   passes::join_pools(g, two);

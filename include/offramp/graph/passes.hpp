@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -447,6 +448,145 @@ inline void join_slices(Graph& g, const Inference& shapes, const Inference& othe
   }
   erase_marked(g);
 }
+
+/// softmax(q k^T) v with what scales, masks and permutes around it, as exporters write attention, in one node; the
+/// operands' permutations become part of it. `a` and `b` were inferred with different batches.
+class FuseAttention {
+ public:
+  FuseAttention(Graph& g, const Inference& a, const Inference& b) : g_(g), m_(g), a_(a), b_(b) {}
+
+  void run() {
+    for (Node& n : g_.nodes) {
+      if (n.op == "MatMul") fuse(n);
+    }
+    for (Node& n : g_.nodes) {
+      if (n.op == "Attention" && n.domain == Operators::fused_domain) take_transpose(n);
+    }
+    erase_marked(g_);
+  }
+
+ private:
+  // An operand: the tensor behind what was taken in, and its axes in the order that attention sees them.
+  struct Operand {
+    ValueId value;
+    std::vector<Index> axes;
+  };
+
+  void fuse(Node& last) {
+    taken_.clear();
+    scale_ = 1;
+    Node* softmax = take(last.inputs[0], "Softmax");
+    if (!softmax) return;
+    const int rank = shape(softmax->inputs[0]).rank();
+    if (rank < 3 || from_front(softmax->integer("axis", g_.opset < 13 ? 1 : -1), rank) != rank - 1) return;
+    ValueId scores = softmax->inputs[0], mask = no_value;
+    if (Node* add = take(scores, "Add")) {
+      const bool first = m_.producer(add->inputs[0], "MatMul") || scalar_of(m_.producer(add->inputs[0]));
+      scores = add->inputs[first ? 0 : 1];
+      mask = add->inputs[first ? 1 : 0];
+      if (type(mask) != DType::f32 || shape(mask).rank() > rank) return;
+    }
+    scores = without_scale(scores);
+    Node* product = take(scores, "MatMul");
+    if (!product) return;
+    Operand q = operand(product->inputs[0], rank), k = operand(product->inputs[1], rank),
+            v = operand(last.inputs[1], rank);
+    if (!fits(product->inputs[0], product->inputs[1], last.inputs[1], rank) || q.axes.back() != rank - 1) return;
+    std::swap(k.axes[k.axes.size() - 1], k.axes[k.axes.size() - 2]);  // the product saw it transposed
+    for (Node* n : taken_) {
+      adopt(last, *n);
+      drop(*n);
+    }
+    last.op = "Attention";
+    last.domain = std::string(Operators::fused_domain);
+    last.inputs = {q.value, k.value, v.value};
+    if (mask != no_value) last.inputs.push_back(mask);
+    last.attributes.clear();
+    last.set("scale", static_cast<float>(scale_));
+    last.set("q_axes", q.axes);
+    last.set("k_axes", k.axes);
+    last.set("v_axes", v.axes);
+    last.set("y_axes", in_order(rank));
+  }
+
+  // Lets attention write its output as a Transpose behind it would.
+  void take_transpose(Node& n) {
+    const ValueId y = n.outputs[0];
+    if (!m_.is_private(y)) return;
+    const auto at = std::find_if(g_.nodes.begin(), g_.nodes.end(), [&](const Node& t) { return t.input(0) == y; });
+    if (at == g_.nodes.end() || at->op != "Transpose") return;
+    const auto perm = at->integers("perm");
+    if (perm.empty() || perm.back() != static_cast<Index>(perm.size()) - 1) return;
+    std::vector<Index> axes(perm.size());
+    for (std::size_t i = 0; i < perm.size(); ++i) axes[static_cast<std::size_t>(perm[i])] = static_cast<Index>(i);
+    n.set("y_axes", axes);
+    take_output(n, *at);
+  }
+
+  const TensorView& view(ValueId v) const { return a_.views[static_cast<std::size_t>(v)]; }
+  const Shape& shape(ValueId v) const { return view(v).shape; }
+  DType type(ValueId v) const { return view(v).type; }
+  static std::vector<Index> in_order(int rank) {
+    std::vector<Index> axes(static_cast<std::size_t>(rank));
+    std::iota(axes.begin(), axes.end(), Index{0});
+    return axes;
+  }
+
+  // The node that computes v, if it has operator `op` and nobody else reads v; it goes if all fits.
+  Node* take(ValueId v, std::string_view op) {
+    Node* n = m_.producer(v, op);
+    if (!n || !m_.is_private(v)) return nullptr;
+    taken_.push_back(n);
+    return n;
+  }
+  // The factor of a node that multiplies by a number or divides by one; 0 for others.
+  double scalar_of(const Node* n) const {
+    if (!n || (n->op != "Mul" && n->op != "Div")) return 0;
+    for (const std::size_t i : {1, 0}) {
+      const auto s = m_.scalar(n->input(i));
+      if (!s || shape(n->inputs[i]).rank() > shape(n->inputs[1 - i]).rank()) continue;
+      if (n->op == "Mul") return *s;
+      return i == 1 && *s != 0 ? 1 / *s : 0;
+    }
+    return 0;
+  }
+  ValueId without_scale(ValueId v) {
+    Node* n = v == no_value ? nullptr : m_.producer(v);
+    const double s = scalar_of(n);
+    if (s == 0 || !take(v, n->op)) return v;
+    scale_ *= s;
+    return m_.scalar(n->inputs[1]) ? n->inputs[0] : n->inputs[1];
+  }
+  // A factor and one permutation, in either order.
+  Operand operand(ValueId v, int rank) {
+    Operand x{without_scale(v), in_order(rank)};
+    const auto* perm =
+        m_.producer(x.value, "Transpose") ? m_.producer(x.value)->get<std::vector<Index>>("perm") : nullptr;
+    if (perm && static_cast<int>(perm->size()) == rank) {
+      if (const Node* transpose = take(x.value, "Transpose")) x = {without_scale(transpose->inputs[0]), *perm};
+    }
+    return x;
+  }
+  // Whether three operands have the same axes in front, whatever the batch, and are no constants.
+  bool fits(ValueId q, ValueId k, ValueId v, int rank) const {
+    for (const ValueId x : {q, k, v}) {
+      if (type(x) != DType::f32 || shape(x).rank() != rank || g_.is_constant(x)) return false;
+      for (const Inference* i : {&a_, &b_}) {
+        const auto &s = i->views[static_cast<std::size_t>(x)].shape, &t = i->views[static_cast<std::size_t>(q)].shape;
+        for (int a = 0; a + 2 < rank; ++a) {
+          if (s[a] != t[a]) return false;
+        }
+      }
+    }
+    return true;
+  }
+
+  Graph& g_;
+  Matcher m_;
+  const Inference &a_, &b_;
+  std::vector<Node*> taken_;  // of the attention that is being looked at
+  double scale_ = 1;
+};
 
 /// Joins average and maximum poolings of one image to grids, each flattened, all concatenated, into one node. Works on
 /// windows without padding that tile the image as `append_head` lays them.

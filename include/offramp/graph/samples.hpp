@@ -46,6 +46,13 @@ inline bool names_axis(const Graph& g, const Node& n, std::size_t operand, std::
   return std::any_of(axes.begin(), axes.end(), [&](Index a) { return from_front(a, rank) == axis; });
 }
 
+/// Where the permutation that an attribute states has this axis; -1 where it has it not.
+inline int seen_axis(const Node& n, std::string_view attribute, int axis) {
+  const std::vector<Index> axes = n.integers(attribute);
+  const auto at = std::find(axes.begin(), axes.end(), Index{axis});
+  return at == axes.end() ? -1 : static_cast<int>(at - axes.begin());
+}
+
 }  // namespace detail
 
 /// Whether a node only gives its input another shape.
@@ -75,6 +82,12 @@ inline bool keeps_samples_apart(const Graph& g, const Node& n, const Operators& 
     return std::all_of(operands.begin(), operands.end(),
                        [&](const BatchAxis& a) { return !a.grows() || a.from_end() == y.from_end(); });
   };
+  if (n.op == "Attention" && n.domain == Operators::fused_domain) {
+    const int axis = detail::seen_axis(n, "y_axes", y.axis);
+    const bool mask_follows = in.size() < 4 || !in[3].grows() || in[3].from_end() == axis - x.rank;
+    return axis < x.rank - 2 && mask_follows && detail::seen_axis(n, "q_axes", x.axis) == axis &&
+           detail::seen_axis(n, "k_axes", in[1].axis) == axis && detail::seen_axis(n, "v_axes", in[2].axis) == axis;
+  }
   if (n.domain == Operators::fused_domain) return first_axis(in) && y.axis == 0;
   const OperatorInfo* info = operators.is_own(n) ? nullptr : find_operator(n.op);
   if (info == nullptr) return false;

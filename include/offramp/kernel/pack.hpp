@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstring>
 
 #include "offramp/core/shape.hpp"
 #include "offramp/kernel/kernels.hpp"
@@ -19,13 +20,24 @@ constexpr Index packed_size(Index k, Index n) noexcept {
 /// columns, each [k][16], the last padded with zeros.
 inline void pack(const float* b, Index row_step, Index column_step, Index k, Index n, float scale,
                  float* out) noexcept {
-  for (Index j0 = 0; j0 < n; j0 += column_block) {
+  for (Index j0 = 0; j0 < n; j0 += column_block, b += column_block * column_step, out += k * column_block) {
     const Index width = std::min(column_block, n - j0);
-    for (Index i = 0; i < k; ++i) {
-      const float* from = b + i * row_step + j0 * column_step;
-      for (Index j = 0; j < width; ++j) out[j] = from[j * column_step] * scale;
-      std::fill(out + width, out + column_block, 0.0f);
-      out += column_block;
+    if (width == column_block && column_step == 1 && scale == 1) {
+      for (Index i = 0; i < k; ++i) std::memcpy(out + i * column_block, b + i * row_step, sizeof(float) * column_block);
+      continue;
+    }
+    if (width < column_block) std::fill_n(out, k * column_block, 0.0f);
+    Index j = 0;
+    for (; j + 4 <= width; j += 4) {  // of four columns in turn: each is read along, or all are
+      const float* from = b + j * column_step;
+      float* to = out + j;
+      for (Index i = 0; i < k; ++i, from += row_step, to += column_block) {
+        const float x0 = from[0], x1 = from[column_step], x2 = from[2 * column_step], x3 = from[3 * column_step];
+        to[0] = x0 * scale, to[1] = x1 * scale, to[2] = x2 * scale, to[3] = x3 * scale;
+      }
+    }
+    for (; j < width; ++j) {
+      for (Index i = 0; i < k; ++i) out[i * column_block + j] = b[i * row_step + j * column_step] * scale;
     }
   }
 }

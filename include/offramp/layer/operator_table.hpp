@@ -9,6 +9,7 @@
 #include <string_view>
 #include <vector>
 
+#include "offramp/layer/attention.hpp"
 #include "offramp/layer/conv.hpp"
 #include "offramp/layer/dense.hpp"
 #include "offramp/layer/elementwise.hpp"
@@ -133,6 +134,7 @@ OFFRAMP_SEPARABLE const OperatorInfo* find_operator(std::string_view name) {
 OFFRAMP_SEPARABLE std::unique_ptr<Operation> Operators::make(const Node& node, Index opset) const {
   if (const auto i = own_.find(node.op); i != own_.end()) return i->second(node, opset);
   if (node.domain == fused_domain) {
+    if (node.op == "Attention") return std::make_unique<AttentionOperation>(node, opset);
     if (node.op == "GridPool") return std::make_unique<GridPoolOperation>(node, opset);
     if (node.op == "PaddedSlice") return std::make_unique<PadOperation>(node, opset);
     if (node.op == "IntegerConv") return std::make_unique<IntegerConvOperation>(node, opset);
