@@ -54,7 +54,7 @@ inline double peak_gflops(offramp::Isa isa) {
 }
 
 /// Times the backbone, without early exits and their heads: medians over `seconds`, after a warm-up. `per_layer`: also
-/// its layers, and stages and heads of a network with early exits.
+/// its layers, then those of heads, and stages and heads of a network with early exits.
 inline BenchResult measure(const offramp::Model& m, Index batch, int threads, double seconds, bool per_layer) {
   using clock = std::chrono::steady_clock;
   const auto ms_since = [](clock::time_point t) {
@@ -74,13 +74,14 @@ inline BenchResult measure(const offramp::Model& m, Index batch, int threads, do
   const auto run = [&](std::vector<double>* each) {
     if (is_float) m.load(state, samples.data(), r.batch);
     if (each) each->assign(layers.size(), 0);
-    const bool ok = m.run_layers(state, [&](std::size_t i, const auto& layer) {
+    auto watch = [&](std::size_t i, const auto& layer) {
       if (!each) return layer();
       const auto start = clock::now();
       const bool good = layer();
       (*each)[i] += ms_since(start);
       return good;
-    });
+    };
+    const bool ok = m.run_layers(state, watch, each != nullptr);
     OFFRAMP_REQUIRE(ok, "an index in the data is out of range");
   };
   for (const auto& l : layers) {
@@ -108,9 +109,8 @@ inline BenchResult measure(const offramp::Model& m, Index batch, int threads, do
       run(&one);
       for (std::size_t i = 0; i < one.size(); ++i) all[i].push_back(one[i]);
     } while (clock::now() < end || all[0].size() < 5);
-    for (std::size_t i = 0; i < layers.size(); ++i) {
-      if (!layers[i].is_head) r.layers.push_back({i, latency_of(all[i]).p50});
-    }
+    for (std::size_t i = 0; i < layers.size(); ++i) r.layers.push_back({i, latency_of(all[i]).p50});
+    std::stable_partition(r.layers.begin(), r.layers.end(), [&](const auto& t) { return !layers[t.layer].is_head; });
     if (m.exit_count() > 1 && is_float) r.exits = offramp::measured_prices(m, samples);
   }
   r.peak_gflops = peak_gflops(m.isa()) * threads;
@@ -140,6 +140,7 @@ inline json to_json(const BenchResult& r, const offramp::Model& m) {
     j["layers"].push_back({{"name", l.name},
                            {"op", l.op},
                            {"algorithm", l.algorithm},
+                           {"head_of", l.is_head ? json(m.exits()[static_cast<std::size_t>(l.exit)].name) : json()},
                            {"ms", t.ms},
                            {"share", t.ms / r.latency.p50},
                            {"gflops", {{"nominal", per_ms(l.cost.flops)}, {"executed", per_ms(l.cost.executed)}}}});

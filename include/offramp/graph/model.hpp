@@ -122,14 +122,16 @@ class Model {
   // ---- what a profiler needs ----
   /// A state for `run_layers`, of any network that has a plan.
   State make_layer_state(Index capacity) const;
-  /// Runs all layers but those of heads. Calls `watch(i, run)` for `layers()[i]`, perhaps several times for a batch
-  /// that goes through in chunks; `watch` calls `run()` and returns what it returned.
+  /// Runs all layers, those of heads only if asked to. Calls `watch(i, run)` for `layers()[i]`, perhaps several times
+  /// for a batch that goes through in chunks; `watch` calls `run()` and returns what it returned.
   template <class Watch>
-  bool run_layers(State& s, Watch&& watch) const noexcept {
+  bool run_layers(State& s, Watch&& watch, bool with_heads = false) const noexcept {
     using W = std::remove_reference_t<Watch>;
-    return run_watched(s, {&watch, [](void* w, std::size_t i, const LayerRun& run) noexcept -> bool {
-                             return (*static_cast<W*>(w))(i, run);
-                           }});
+    return run_watched(
+        s,
+        {&watch,
+         [](void* w, std::size_t i, const LayerRun& run) noexcept -> bool { return (*static_cast<W*>(w))(i, run); }},
+        with_heads);
   }
 
  private:
@@ -150,7 +152,7 @@ class Model {
     bool (*call)(void*, std::size_t, const LayerRun&) noexcept;
     bool operator()(std::size_t i, const LayerRun& run) const noexcept { return call(watch, i, run); }
   };
-  bool run_watched(State& s, WatchRef watch) const noexcept;
+  bool run_watched(State& s, WatchRef watch, bool with_heads) const noexcept;
 
   std::shared_ptr<const Data> d_;
 };

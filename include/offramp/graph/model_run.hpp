@@ -172,10 +172,13 @@ bool Model::Data::run_segment(const Data& d, State& s, Segment segment, Watch&& 
   return ok;
 }
 
-OFFRAMP_SEPARABLE bool Model::run_watched(State& s, WatchRef watch) const noexcept {
+OFFRAMP_SEPARABLE bool Model::run_watched(State& s, WatchRef watch, bool with_heads) const noexcept {
   bool ok = true;
   const std::size_t end = d_->stages.empty() ? 0 : d_->heads.back().end;
-  for (const Data::Segment& stage : d_->stages) ok = Data::run_segment<true>(*d_, s, stage, watch) && ok;
+  for (std::size_t k = 0; k < d_->stages.size(); ++k) {
+    ok = Data::run_segment<true>(*d_, s, d_->stages[k], watch) && ok;
+    if (with_heads) ok = Data::run_segment(*d_, s, d_->heads[k], watch) && ok;
+  }
   return Data::run_segment(*d_, s, {end, d_->steps.size()}, watch) && ok;
 }
 
