@@ -1,7 +1,10 @@
-// The matrix kernel on the shapes that networks have, for each instruction set; GFLOP/s in the column FLOPS.
+// The matrix kernel on the shapes that networks have and elementary functions, for each instruction set; GFLOP/s in the
+// column FLOPS, or elements a second in items_per_second.
 #include <benchmark/benchmark.h>
 
+#include <array>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "offramp/kernel/dispatch.hpp"
@@ -29,7 +32,25 @@ void gemm(benchmark::State& state, Isa isa) {
       benchmark::Counter(static_cast<double>(2 * m * n * depth), benchmark::Counter::kIsIterationInvariantRate);
 }
 
+// f(kernels, in, out, count) on numbers from -6 to 6.
+template <class F>
+void elements(benchmark::State& state, Isa isa, F&& f) {
+  constexpr Index count = 16384;
+  std::vector<float> in, out(count);
+  for (Index i = 0; i < count; ++i) in.push_back(-6 + 12 * static_cast<float>(i) / count);
+  for (auto _ : state) {
+    f(kernel::kernels_for(isa), in.data(), out.data(), count);
+    benchmark::ClobberMemory();
+  }
+  state.SetItemsProcessed(state.iterations() * count);
+}
+
 const bool registered = [] {
+  const std::vector<std::pair<const char*, kernel::Unary>> functions{{"exp", kernel::Unary::exp},
+                                                                     {"tanh", kernel::Unary::tanh},
+                                                                     {"sigmoid", kernel::Unary::sigmoid},
+                                                                     {"erf", kernel::Unary::erf},
+                                                                     {"gelu", kernel::Unary::gelu}};
   for (const Isa isa : available_isas()) {
     auto* b = benchmark::RegisterBenchmark(("gemm/" + std::string(name_of(isa))).c_str(),
                                            [isa](benchmark::State& s) { gemm(s, isa); });
@@ -47,6 +68,18 @@ const bool registered = [] {
                                                                    {32, 512, 784}}) {
       b->Args({m, n, k});
     }
+    for (const auto& [name, f] : functions) {
+      benchmark::RegisterBenchmark(
+          (std::string(name) + "/" + std::string(name_of(isa))).c_str(), [isa, f = f](benchmark::State& s) {
+            elements(s, isa,
+                     [f](const auto& k, const float* in, float* out, Index n) { k.unary(f, in, out, n, 0, 0); });
+          });
+    }
+    benchmark::RegisterBenchmark(("softmax/" + std::string(name_of(isa))).c_str(), [isa](benchmark::State& s) {
+      elements(s, isa, [](const auto& k, const float* in, float* out, Index n) {
+        k.softmax(in, out, n / 128, 128, false);  // rows of 128
+      });
+    });
   }
   return true;
 }();

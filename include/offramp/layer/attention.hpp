@@ -64,7 +64,11 @@ class AttentionOperation final : public Operation {
 
   bool forward(const OperationRun& run) const noexcept override {
     const Sizes n(*this, run.in, run.out);
-    if (n.heads == 0 || n.rows == 0 || n.width == 0) return true;
+    if (run.out[0].count() == 0) return true;
+    if (n.keys == 0) {
+      std::fill_n(run.out[0].as<float>(), run.out[0].count(), 0.0f);
+      return true;
+    }
     const Index blocks = (n.rows + n.block - 1) / n.block, threads = std::min(threads_, n.heads * blocks);
     run.executor.each(threads, [&](Index t) {
       const kernel::Range own = kernel::part_of(n.heads * blocks, 1, threads, t);
