@@ -277,5 +277,44 @@ TEST(Passes, AttentionOfOperandsThatBroadcastStays) {
   expect_same(m, {4, 6, 8});
 }
 
+TEST(Passes, AMaskThatMakesMoreScoresStays) {
+  test::Builder b;
+  b.g.opset = 13;
+  const auto ints = [&](Index v) { return b.constant(Tensor::of<Index>({1}, std::vector<Index>{v})); };
+  const auto x = b.input("x", {dynamic, 6, 8});
+  const auto first = b.node("Slice", {x, ints(0), ints(1), ints(1)});
+  const auto scores = b.node("MatMul", {first, b.node("Transpose", {x}, {{"perm", std::vector<Index>{0, 2, 1}}})});
+  const auto masked = b.node("Add", {scores, b.constant({4, 6}, 1)});  // four rows of one
+  b.output(b.node("MatMul", {b.node("Softmax", {masked}, {{"axis", Index{-1}}}), x}), "y");
+  const Model m(b.g);
+  const auto ops = operators_of(m);
+  EXPECT_EQ(std::count(ops.begin(), ops.end(), "Attention"), 0);
+  expect_same(m, {3, 6, 8});
+}
+
+// A user's operators in place of built-in ones: what passes know of those does not hold.
+struct PlusOne {
+  explicit PlusOne(const Node&) {}
+  Shape output_shape(std::span<const TensorView> in) const { return in[0].shape; }
+  void forward(std::span<const TensorView> in, const TensorView& out) const noexcept {
+    for (Index i = 0; i < out.count(); ++i) out.as<float>()[i] = in[0].f32()[i] + 1;
+  }
+};
+
+TEST(Passes, OwnOperatorsAreNotTakenForBuiltInOnes) {
+  for (const std::string name : {"Relu", "Softmax", "Sigmoid", "GlobalAveragePool"}) {
+    ModelOptions o;
+    o.operators.add<PlusOne>(name);
+    AttentionGraph a("plain", 5);
+    test::Builder b;
+    b.g.opset = 13;
+    auto x = b.node("Relu", {b.node("Conv", {b.input("x", {dynamic, 3, 9, 9}), b.constant({8, 3, 3, 3}, 1)})});
+    x = b.node("Mul", {x, b.node("Sigmoid", {x})});
+    b.output(b.node("Flatten", {b.node("GlobalAveragePool", {x})}), "y");
+    expect_same(Model(a.g, o), {2, 5, AttentionGraph::width});
+    expect_same(Model(b.g, o), {2, 3, 9, 9});
+  }
+}
+
 }  // namespace
 }  // namespace offramp

@@ -491,7 +491,9 @@ class FuseAttention {
     if (!product) return;
     Operand q = operand(product->inputs[0], rank), k = operand(product->inputs[1], rank),
             v = operand(last.inputs[1], rank);
-    if (!fits(product->inputs[0], product->inputs[1], last.inputs[1], rank) || q.axes.back() != rank - 1) return;
+    if (!fits(product->inputs[0], product->inputs[1], last.inputs[1], rank) || q.axes.back() != rank - 1 ||
+        !equal_shapes(product->outputs[0], softmax->inputs[0]) || !std::isfinite(static_cast<float>(scale_)))
+      return;
     std::swap(k.axes[k.axes.size() - 1], k.axes[k.axes.size() - 2]);  // the product saw it transposed
     for (Node* n : taken_) {
       adopt(last, *n);
@@ -566,6 +568,13 @@ class FuseAttention {
       if (const Node* transpose = take(x.value, "Transpose")) x = {without_scale(transpose->inputs[0]), *perm};
     }
     return x;
+  }
+  // Whatever the batch.
+  bool equal_shapes(ValueId x, ValueId y) const {
+    const auto equal = [&](const Inference& i) {
+      return i.views[static_cast<std::size_t>(x)].shape == i.views[static_cast<std::size_t>(y)].shape;
+    };
+    return equal(a_) && equal(b_);
   }
   // Whether three operands have the same axes in front, whatever the batch, and are no constants.
   bool fits(ValueId q, ValueId k, ValueId v, int rank) const {

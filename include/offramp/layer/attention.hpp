@@ -26,7 +26,13 @@ class AttentionOperation final : public Operation {
  public:
   AttentionOperation(const Node& node, Index) : scale_(node.real("scale", 1)) {
     const std::array<const char*, 4> names{"q_axes", "k_axes", "v_axes", "y_axes"};
-    for (std::size_t i = 0; i < names.size(); ++i) axes_[i] = node.integers(names[i]);
+    for (std::size_t i = 0; i < names.size(); ++i) {
+      axes_[i] = node.integers(names[i]);
+      std::vector<Index> sorted = axes_[i];
+      std::sort(sorted.begin(), sorted.end());
+      for (std::size_t a = 0; a < sorted.size(); ++a)
+        OFFRAMP_REQUIRE(sorted[a] == static_cast<Index>(a) && sorted.size() == axes_[0].size(), "axes of attention");
+    }
   }
 
   void infer(std::span<const TensorView> in, std::span<TensorView> out) const override {

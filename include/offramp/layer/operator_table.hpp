@@ -132,7 +132,7 @@ OFFRAMP_SEPARABLE const OperatorInfo* find_operator(std::string_view name) {
 }
 
 OFFRAMP_SEPARABLE std::unique_ptr<Operation> Operators::make(const Node& node, Index opset) const {
-  if (const auto i = own_.find(node.op); i != own_.end()) return i->second(node, opset);
+  if (is_own(node)) return own_.at(node.op)(node, opset);
   if (node.domain == fused_domain) {
     if (node.op == "Attention") return std::make_unique<AttentionOperation>(node, opset);
     if (node.op == "GridPool") return std::make_unique<GridPoolOperation>(node, opset);

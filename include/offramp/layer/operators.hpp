@@ -86,7 +86,7 @@ class Operators {
   }
 
   /// Whether a user's operator computes this node.
-  bool is_own(const Node& node) const { return own_.contains(node.op); }
+  bool is_own(const Node& node) const { return node.domain != fused_domain && own_.contains(node.op); }
   bool has(const Node& node) const { return is_own(node) || (is_standard(node) && find_operator(node.op)); }
 
   /// Builds the operator of `node`; raises an Error that names it where it is unknown or its attributes do not fit.
