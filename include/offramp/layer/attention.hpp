@@ -60,7 +60,7 @@ class AttentionOperation final : public Operation {
   Index executed(std::span<const TensorView> in, std::span<const TensorView> out) const noexcept override {
     const Sizes n(*this, in, out);
     const Index products = 2 * (n.depth * kernel::padded_columns(n.keys) + n.keys * kernel::padded_columns(n.width));
-    return n.heads * n.rows * (products + (21 + Index{optional_input(in, 3) != nullptr}) * n.keys);
+    return n.heads * n.rows * (products + (19 + Index{optional_input(in, 3) != nullptr}) * n.keys);
   }
   std::size_t scratch_bytes(std::span<const TensorView> in, std::span<const TensorView> out) const noexcept override {
     const Sizes n(*this, in, out);
