@@ -150,6 +150,8 @@ TEST(Attention, OperandsThatDoNotFitAreErrors) {
   EXPECT_THROW(run(node, {q, k, other({5, 6})}, best_isa()), Error);
   EXPECT_THROW(run(node, {q, k, v, other({2, 3, 4})}, best_isa()), Error);
   EXPECT_THROW(run(node, {q, k}, best_isa()), Error);
+  for (const std::vector<Index>& axes : std::vector<std::vector<Index>>{{}, {0, 1}, {0, 1, 1}, {0, 1, 3}, {-1, 0, 1}})
+    EXPECT_THROW(run(attention_node(plain, axes, plain, plain, 1), {q, k, v}, best_isa()), Error);
 }
 
 }  // namespace

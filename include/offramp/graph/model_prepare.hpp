@@ -63,7 +63,7 @@ OFFRAMP_SEPARABLE void Model::Data::plan(Data& d) {
                              {kernels, d.options.batch, d.options.pool ? d.options.pool->threads() : 1,
                               d.options.winograd_tile, d.options.bf16}};
   const Graph& source = d.source;
-  const std::string own_mark = "own:";
+  constexpr char own_mark = '#';
   OFFRAMP_REQUIRE(!source.inputs.empty(), "the network has no input");
   for (const ValueId v : source.inputs)
     OFFRAMP_REQUIRE(size_of(source[v].type) > 0, "input '" + source[v].name + "' has a type the library does not hold");
@@ -94,7 +94,9 @@ OFFRAMP_SEPARABLE void Model::Data::plan(Data& d) {
   Graph& g = d.prepared;
   for (std::size_t i = 0; i < g.nodes.size(); ++i) g.nodes[i].origins = {static_cast<int>(i)};
   // A user's operator in place of a built-in one is nothing that the passes know.
-  for (Node& n : g.nodes) n.op = d.options.operators.is_own(n) ? own_mark + n.op : n.op;
+  for (Node& n : g.nodes) {
+    if (d.options.operators.is_own(n)) n.op.insert(n.op.begin(), own_mark);
+  }
   passes::fold_constants(g, two, three, true);
   passes::FuseIntegers(g, two).run();
   passes::fold_constants(g, two, three);
@@ -109,7 +111,9 @@ OFFRAMP_SEPARABLE void Model::Data::plan(Data& d) {
   passes::join_pools(g, two);
   passes::join_slices(g, two, three);
   passes::ChannelsLast(g, two).run();
-  for (Node& n : g.nodes) n.op = n.op.starts_with(own_mark) ? n.op.substr(own_mark.size()) : n.op;
+  for (Node& n : g.nodes) {
+    if (n.op.starts_with(own_mark)) n.op.erase(n.op.begin());
+  }
   g.remove_dead_nodes();
   g.sort();
 

@@ -481,7 +481,7 @@ class FuseAttention {
     if (rank < 3 || from_front(softmax->integer("axis", g_.opset < 13 ? 1 : -1), rank) != rank - 1) return;
     ValueId scores = softmax->inputs[0], mask = no_value;
     if (Node* add = take(scores, "Add")) {
-      const bool first = m_.producer(add->inputs[0], "MatMul") || scalar_of(m_.producer(add->inputs[0]));
+      const bool first = m_.producer(add->inputs[0], "MatMul") || scalar_of(m_.producer(add->inputs[0])) != 0;
       scores = add->inputs[first ? 0 : 1];
       mask = add->inputs[first ? 1 : 0];
       if (type(mask) != DType::f32 || shape(mask).rank() > rank) return;
@@ -544,7 +544,7 @@ class FuseAttention {
   // The factor of a node that multiplies by a number or divides by one; 0 for others.
   double scalar_of(const Node* n) const {
     if (!n || (n->op != "Mul" && n->op != "Div")) return 0;
-    for (const std::size_t i : {1, 0}) {
+    for (const std::size_t i : {std::size_t{1}, std::size_t{0}}) {
       const auto s = m_.scalar(n->input(i));
       if (!s || shape(n->inputs[i]).rank() > shape(n->inputs[1 - i]).rank()) continue;
       if (n->op == "Mul") return *s;

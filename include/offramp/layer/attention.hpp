@@ -28,10 +28,11 @@ class AttentionOperation final : public Operation {
     const std::array<const char*, 4> names{"q_axes", "k_axes", "v_axes", "y_axes"};
     for (std::size_t i = 0; i < names.size(); ++i) {
       axes_[i] = node.integers(names[i]);
-      std::vector<Index> sorted = axes_[i];
-      std::sort(sorted.begin(), sorted.end());
-      for (std::size_t a = 0; a < sorted.size(); ++a)
-        OFFRAMP_REQUIRE(sorted[a] == static_cast<Index>(a) && sorted.size() == axes_[0].size(), "axes of attention");
+      unsigned seen = 0;  // a bit for each axis
+      for (const Index a : axes_[i]) seen |= a >= 0 && a < Shape::max_rank ? 1U << a : 0;
+      const std::size_t rank = axes_[0].size();
+      OFFRAMP_REQUIRE(rank <= Shape::max_rank && axes_[i].size() == rank && seen + 1 == 1U << rank,
+                      "axes of attention");
     }
   }
 
@@ -47,12 +48,12 @@ class AttentionOperation final : public Operation {
     const auto& [q, k, v] = s;
     bool fits = q[rank - 1] == k[rank - 1] && k[rank - 2] == v[rank - 2];
     for (int a = 0; a + 2 < rank; ++a) fits = fits && q[a] == k[a] && q[a] == v[a];
-    OFFRAMP_REQUIRE(fits, "q " + q.text() + ", k " + k.text() + " and v " + v.text() + " do not fit");
+    OFFRAMP_REQUIRE(fits, "q, k and v of attention do not fit");
     Shape scores = q, y = q;
     scores[rank - 1] = k[rank - 2];
     if (optional_input(in, 3))
       OFFRAMP_REQUIRE(broadcast_shape(scores, float_input(in, 3).shape) == scores,
-                      "mask " + in[3].shape.text() + " does not broadcast to " + scores.text());
+                      "a mask does not broadcast to " + scores.text());
     for (int a = 0; a < rank; ++a) y[axis(3, a)] = a == rank - 1 ? v[a] : q[a];
     set_output(out[0], DType::f32, y);
   }
