@@ -11,6 +11,7 @@
 #include <set>
 #include <span>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -323,8 +324,8 @@ OFFRAMP_SEPARABLE void Model::Data::arrange(Data& d) {
   }
   std::vector<std::size_t> order(count);
   std::iota(order.begin(), order.end(), std::size_t{0});
-  std::stable_sort(order.begin(), order.end(), [&](std::size_t x, std::size_t y) {
-    return std::pair(d.steps[x].exit, d.steps[x].is_head) < std::pair(d.steps[y].exit, d.steps[y].is_head);
+  std::sort(order.begin(), order.end(), [&](std::size_t x, std::size_t y) {
+    return std::tuple(d.steps[x].exit, d.steps[x].is_head, x) < std::tuple(d.steps[y].exit, d.steps[y].is_head, y);
   });
   std::vector<Step> steps;
   std::vector<LayerInfo> layers;
@@ -558,7 +559,8 @@ OFFRAMP_SEPARABLE Model::Memory Model::Data::plan_memory(const Data& d, Index n)
   // The largest first, each at the lowest place that is free while it lives.
   std::vector<std::size_t> order(d.storages.size());
   std::iota(order.begin(), order.end(), std::size_t{0});
-  std::stable_sort(order.begin(), order.end(), [&](std::size_t x, std::size_t y) { return sizes[x] > sizes[y]; });
+  std::sort(order.begin(), order.end(),
+            [&](std::size_t x, std::size_t y) { return sizes[x] != sizes[y] ? sizes[x] > sizes[y] : x < y; });
   std::vector<std::size_t> placed;
   for (const std::size_t i : order) {
     std::vector<std::pair<Index, Index>> busy;
