@@ -261,7 +261,7 @@ TEST(Passes, ScoresThatOthersReadAreNotFusedAway) {
   expect_same(m, {2, 5, AttentionGraph::width});
 }
 
-// An input whose leading axis holds the heads of one sample: nothing tells it from a batch but the size.
+// The first sample's keys for all samples: their leading axis is 1 whatever the batch.
 TEST(Passes, AttentionOfOperandsThatBroadcastStays) {
   test::Builder b;
   b.g.opset = 13;

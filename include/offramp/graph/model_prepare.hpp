@@ -64,7 +64,6 @@ OFFRAMP_SEPARABLE void Model::Data::plan(Data& d) {
                              {kernels, d.options.batch, d.options.pool ? d.options.pool->threads() : 1,
                               d.options.winograd_tile, d.options.bf16}};
   const Graph& source = d.source;
-  constexpr char own_mark = '#';
   OFFRAMP_REQUIRE(!source.inputs.empty(), "the network has no input");
   for (const ValueId v : source.inputs)
     OFFRAMP_REQUIRE(size_of(source[v].type) > 0, "input '" + source[v].name + "' has a type the library does not hold");
@@ -95,6 +94,7 @@ OFFRAMP_SEPARABLE void Model::Data::plan(Data& d) {
   Graph& g = d.prepared;
   for (std::size_t i = 0; i < g.nodes.size(); ++i) g.nodes[i].origins = {static_cast<int>(i)};
   // A user's operator in place of a built-in one is nothing that the passes know.
+  constexpr char own_mark = '#';
   for (Node& n : g.nodes) {
     if (d.options.operators.is_own(n)) n.op.insert(n.op.begin(), own_mark);
   }
