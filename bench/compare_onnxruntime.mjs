@@ -1,7 +1,8 @@
 // Holds the tool's outputs against ONNX Runtime's, batch 1 and 7: the largest difference over the largest magnitude.
 //   npm install --ignore-scripts onnxruntime-node        (in a folder of its own, then there:)
-//   node .../bench/compare_onnxruntime.mjs .../offramp MODEL.onnx... [--batches 1,7] [--shape C,H,W]
-// A file that fixes its batch at 1 is given to ONNX Runtime sample by sample. Exit code 1 where a difference is above 1e-4.
+//   node .../bench/compare_onnxruntime.mjs .../offramp MODEL.onnx... [--batches 1,7] [--shape C,H,W] [--failed-only 1]
+// A file that fixes its batch at 1 is given to ONNX Runtime sample by sample. Exit code 1 where a difference is above 1e-4
+// or one of the two refuses what the other runs.
 import { execFileSync } from 'node:child_process';
 import { createRequire } from 'node:module';
 import fs from 'node:fs';
@@ -30,37 +31,66 @@ function readNpy(file) {
   return new Float32Array(b.buffer.slice(start, b.byteOffset + b.length));
 }
 
-let failed = false;
+// The largest difference over the largest magnitude; NaN where both are NaN, and infinities of one sign, are no difference.
+function difference(found, expected) {
+  if (found.length !== expected.length) return Infinity;
+  let worst = 0, largest = 0;
+  for (let i = 0; i < expected.length; ++i) {
+    if (Number.isFinite(expected[i])) largest = Math.max(largest, Math.abs(expected[i]));
+    if (!Object.is(found[i], expected[i])) worst = Math.max(worst, Math.abs(found[i] - expected[i]));
+  }
+  if (Number.isNaN(worst)) return Infinity;
+  return worst === 0 ? 0 : worst / largest;
+}
+
+async function compare(session, file, batch) {
+  const name = session.inputNames[0], meta = session.inputMetadata?.[0]?.shape ?? [];
+  const sample = option.shape ? option.shape.split(',').map(Number) : meta.slice(1), fixed = meta[0] === 1;
+  const shape = [batch, ...sample], each = sample.reduce((a, b) => a * b, 1), x = new Float32Array(batch * each);
+  let seed = 1;
+  for (let i = 0; i < x.length; ++i) x[i] = (seed = (seed * 1103515245 + 12345) & 0x7fffffff) / 0x80000000;
+  writeNpy(path.join(work, 'x.npy'), x, shape);
+  execFileSync(tool, ['run', file, '--input', path.join(work, 'x.npy'), '--output-dir', work], { stdio: ['ignore', 'ignore', 'pipe'] });
+  const expected = {};
+  for (let i = 0; i < (fixed ? batch : 1); ++i) {
+    const part = fixed ? x.slice(i * each, (i + 1) * each) : x;
+    const out = await session.run({ [name]: new ort.Tensor('float32', part, fixed ? [1, ...sample] : shape) });
+    for (const [k, v] of Object.entries(out)) (expected[k] ??= []).push(v.data);
+  }
+  let worst = 0, where = '';
+  for (const [k, parts] of Object.entries(expected)) {
+    const all = new Float32Array(parts.reduce((n, p) => n + p.length, 0));
+    parts.reduce((n, p) => (all.set(p, n), n + p.length), 0);
+    const d = difference(readNpy(path.join(work, `${k.replace(/[/\\:]/g, '_')}.npy`)), all);
+    if (d > worst) [worst, where] = [d, k];
+  }
+  return [worst, where];
+}
+
+let failed = 0, compared = 0;
 for (const file of files) {
-  const session = await ort.InferenceSession.create(file), name = session.inputNames[0];
-  const meta = session.inputMetadata?.[0]?.shape ?? [];
-  const sample = option.shape ? option.shape.split(',').map(Number) : meta.slice(1);
-  const fixed = meta[0] === 1;
+  let session = null;
+  try {
+    session = await ort.InferenceSession.create(file, { logSeverityLevel: 3 });
+  } catch (e) {
+    console.log(`${path.basename(file)}: ONNX Runtime refuses it: ${e.message}`);
+    ++failed;
+    continue;
+  }
   for (const batch of option.batches.split(',').map(Number)) {
-    const shape = [batch, ...sample], each = sample.reduce((a, b) => a * b, 1), x = new Float32Array(batch * each);
-    let seed = 1;
-    for (let i = 0; i < x.length; ++i) x[i] = (seed = (seed * 1103515245 + 12345) & 0x7fffffff) / 0x80000000;
-    writeNpy(path.join(work, 'x.npy'), x, shape);
-    execFileSync(tool, ['run', file, '--input', path.join(work, 'x.npy'), '--output-dir', work], { stdio: ['ignore', 'ignore', 'inherit'] });
-    const expected = {};
-    for (let i = 0; i < (fixed ? batch : 1); ++i) {
-      const part = fixed ? x.slice(i * each, (i + 1) * each) : x;
-      const out = await session.run({ [name]: new ort.Tensor('float32', part, fixed ? [1, ...sample] : shape) });
-      for (const [k, v] of Object.entries(out)) (expected[k] ??= []).push(...v.data);
+    let line = '', good = false;
+    try {
+      const [worst, where] = await compare(session, file, batch);
+      good = worst <= 1e-4;
+      line = worst.toExponential(2) + (good ? '' : ` at ${where}`);
+    } catch (e) {
+      line = e.stderr ? e.stderr.toString().trim() : e.message;
     }
-    let worst = 0;
-    for (const [k, v] of Object.entries(expected)) {
-      const found = readNpy(path.join(work, `${k.replace(/[/\\:]/g, '_')}.npy`));
-      let difference = found.length === v.length ? 0 : Infinity, largest = 0;
-      for (let i = 0; i < v.length; ++i) {
-        difference = Math.max(difference, Math.abs(found[i] - v[i]));
-        largest = Math.max(largest, Math.abs(v[i]));
-      }
-      worst = Math.max(worst, difference / largest);
-    }
-    failed ||= !(worst <= 1e-4);
-    console.log(`${path.basename(file)} batch ${batch}: ${worst.toExponential(2)}`);
+    ++compared;
+    if (!good) ++failed;
+    if (!good || !option['failed-only']) console.log(`${path.basename(file)} batch ${batch}: ${line}`);
   }
 }
+console.log(`${compared} compared, ${failed} failed`);
 fs.rmSync(work, { recursive: true });
 process.exit(failed ? 1 : 0);

@@ -52,6 +52,12 @@ struct Common {
     return o;
   }
   Model load() const { return offramp::load_onnx(model, options()); }
+  /// To run it and no more.
+  Model load_to_run() const {
+    ModelOptions o = options();
+    o.keep_graph = false;
+    return offramp::load_onnx(model, o);
+  }
 };
 
 void require_exits(const Model& m) {
@@ -149,7 +155,7 @@ int run(const Common& c, const std::vector<std::string>& inputs, const std::stri
   Common with_shape = c;
   const bool one = unnamed.size() == 1 && given.empty();
   if (one && with_shape.shape.empty()) with_shape.shape.assign(unnamed[0].shape().begin(), unnamed[0].shape().end());
-  const Model m = with_shape.load();
+  const Model m = with_shape.load_to_run();
   std::vector<offramp::Tensor> in;
   for (const auto& p : m.inputs()) {
     if (const auto i = given.find(p.name); i != given.end())
@@ -189,7 +195,7 @@ std::string carried_policy(const Model& m) {
 
 int eval(const Common& c, const std::string& spec, std::string policy, int threads, Index batch,
          const std::string& report_path) {
-  const Model m = c.load();
+  const Model m = c.load_to_run();
   require_exits(m);
   if (policy.empty()) policy = carried_policy(m);
   const auto p = offramp::parse_policy(policy);
@@ -295,6 +301,7 @@ int cache(const Common& c, const CacheCommand& o) {
 int bench(const Common& c, Index batch, int threads, double seconds, bool per_layer) {
   ModelOptions options = c.options();
   options.batch = batch;
+  options.keep_graph = false;
   if (threads > 1) options.pool = std::make_shared<offramp::ThreadPool>(threads);
   const Model m = offramp::load_onnx(c.model, options);
   const BenchResult r = measure(m, batch, threads, seconds, per_layer);

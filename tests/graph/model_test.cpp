@@ -154,6 +154,61 @@ TEST(Model, LargeDenseLayersNeedOneCopyOfTheirWeights) {
   }
 }
 
+// Without its graph a model has its packed weights alone, and answers the same.
+TEST(Model, NeedsItsGraphOnlyToBeWritten) {
+  Graph g = test::residual_network();
+  g.metadata["author"] = "us";
+  for (const Isa isa : available_isas()) {
+    ModelOptions options;
+    options.isa = isa;
+    const Model whole(g, options);
+    options.keep_graph = false;
+    const Model bare(g, options);
+    EXPECT_EQ(bare.exits().size(), whole.exits().size());
+    EXPECT_EQ(bare.total_cost(), whole.total_cost());
+    EXPECT_EQ(bare.parameters(), whole.parameters());
+    EXPECT_EQ(bare.metadata(), whole.metadata());
+    for (const Index batch : {1, 7}) {
+      const std::vector<Tensor> in{test::random_tensor({batch, 3, 8, 8}, 3)};
+      const auto expected = whole.run(in), found = bare.run(in);
+      for (std::size_t i = 0; i < expected.size(); ++i)
+        EXPECT_EQ(std::memcmp(found[i].data(), expected[i].data(), expected[i].bytes()), 0) << batch << ' ' << i;
+    }
+    EXPECT_THROW(static_cast<void>(bare.graph()), Error);
+    EXPECT_THROW(bare.run_graph(std::vector<Tensor>{test::random_tensor({1, 3, 8, 8}, 3)}), Error);
+  }
+}
+
+TEST(Model, KeepsWeightsThatAreReadElsewhere) {
+  ModelOptions options;
+  options.keep_graph = false;
+  test::Builder b;
+  b.g.opset = 13;
+  const Index n = 12;
+  const auto x = b.input("input", {dynamic, n}), w = b.constant({n, n}, 1);
+  const auto both = b.node("MatMul", {b.node("MatMul", {x, w}), w});  // both pack it
+  b.output(b.node("Concat", {both, b.node("MatMul", {w, b.node("Transpose", {x})})}, {{"axis", Index{0}}}), "y");
+  const Model m(b.g, options);
+  const std::vector<Tensor> in{test::random_tensor({n, n}, 2)};
+  const Tensor found = m.run(in)[0], expected = Model(b.g).run(in)[0];
+  EXPECT_EQ(std::memcmp(found.data(), expected.data(), expected.bytes()), 0);
+}
+
+TEST(Model, KeepsTheGraphWhereThereIsNoPlan) {
+  ModelOptions options;
+  options.keep_graph = false;
+  test::Builder b;
+  const auto x = b.input("x", {});
+  b.g[x].has_shape = false;
+  b.output(b.node("Relu", {x}), "y");
+  const Model m(b.g, options);
+  EXPECT_FALSE(m.has_plan());
+  EXPECT_EQ(m.run(std::vector<Tensor>{Tensor::of<float>({2}, std::vector<float>{-1, 1})})[0].values<float>()[1], 1.0f);
+  EXPECT_EQ(m.graph().nodes.size(), 2u);
+  options.limits.memory_bytes = 1000;  // found out when the weights are packed: then nothing is left to run
+  EXPECT_THROW(Model(test::residual_network(), options), Error);
+}
+
 // Where weights are few, chunks are so small that their values stay in the L2 of the threads.
 TEST(Model, FewWeightsMakeSmallChunks) {
   test::Builder b;

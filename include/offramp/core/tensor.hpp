@@ -72,14 +72,22 @@ class Tensor {
  public:
   Tensor() = default;
   /// Zeroed elements. Raises an Error where the shape is not one, or above `max_bytes`.
-  Tensor(DType type, const Shape& shape, Index max_bytes = Index{1} << 40) : type_(type), shape_(shape) {
+  Tensor(DType type, const Shape& shape, Index max_bytes = Index{1} << 40)
+      : Tensor(uninitialized(type, shape, max_bytes)) {
+    std::memset(data_.get(), 0, bytes());
+  }
+  /// For whoever writes every element. The system gives the pages of a large one as they are written.
+  static Tensor uninitialized(DType type, const Shape& shape, Index max_bytes = Index{1} << 40) {
     const Index bytes = checked_product(shape.checked_count(), static_cast<Index>(size_of(type)));
     if (bytes > max_bytes) {
       raise("a tensor of shape " + shape.text() + " takes " + std::to_string(bytes) + " bytes, the limit is " +
             std::to_string(max_bytes));
     }
-    data_ = allocate_aligned(static_cast<std::size_t>(bytes));
-    std::memset(data_.get(), 0, static_cast<std::size_t>(bytes));
+    Tensor t;
+    t.type_ = type;
+    t.shape_ = shape;
+    t.data_ = allocate_aligned(static_cast<std::size_t>(bytes));
+    return t;
   }
   template <class T>
   static Tensor of(const Shape& shape, std::span<const T> values) {

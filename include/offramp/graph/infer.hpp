@@ -82,14 +82,11 @@ inline std::vector<Tensor> run_known(const Operation& op, const Node& node, std:
 inline std::vector<Tensor> evaluate(const Graph& graph, std::span<const Tensor> inputs, const GraphContext& context,
                                     std::span<const Tensor> captured = {}, int depth = 0);
 
-/// Which operations `infer` prepares (packs the weights of): those it must run, or all that stay.
-enum class Prepare : std::uint8_t { known, all };
-
 /// Infers every value of `graph`. `inputs` gives type and shape, and elements where they are known. Values above
-/// `known_bytes` are not computed ahead. Raises an Error that names the node.
+/// `known_bytes` are not computed ahead. Of the operations, those are prepared that were run. Raises an Error that
+/// names the node.
 inline Inference infer(const Graph& graph, std::span<const TensorView> inputs, const GraphContext& context,
-                       Prepare prepare = Prepare::known, Index known_bytes = Index{1} << 26,
-                       std::span<const TensorView> captured = {}, int depth = 0) {
+                       Index known_bytes = Index{1} << 26, std::span<const TensorView> captured = {}, int depth = 0) {
   Inference result;
   result.views.resize(graph.values.size());
   result.known.resize(graph.values.size());
@@ -117,7 +114,7 @@ inline Inference infer(const Graph& graph, std::span<const TensorView> inputs, c
                         "a branch is missing or has the wrong number of outputs");
         std::vector<TensorView> outer;
         for (const auto& [from, to] : (*branch)->captures) outer.push_back(view(from));
-        Inference inner = infer(**branch, {}, context, prepare, known_bytes, outer, depth + 1);
+        Inference inner = infer(**branch, {}, context, known_bytes, outer, depth + 1);
         for (std::size_t i = 0; i < out.size(); ++i) {
           const auto v = static_cast<std::size_t>((*branch)->outputs[i]);
           out[i] = inner.views[v];
@@ -143,8 +140,10 @@ inline Inference infer(const Graph& graph, std::span<const TensorView> inputs, c
               "input " + std::to_string(i) + " must be known before the network runs");
         }
         known = known && total <= known_bytes;
-        if (known || prepare == Prepare::all) op->prepare(in, context.prepare);
-        if (known) results = detail::run_known(*op, node, in, out, context);
+        if (known) {
+          op->prepare(in, context.prepare);
+          results = detail::run_known(*op, node, in, out, context);
+        }
         result.operations.push_back(std::move(op));
       }
       for (std::size_t i = 0; i < node.outputs.size(); ++i) {
@@ -171,7 +170,7 @@ inline std::vector<Tensor> evaluate(const Graph& graph, std::span<const Tensor> 
   std::vector<TensorView> in, outer;
   for (const Tensor& t : inputs) in.push_back(t.view());
   for (const Tensor& t : captured) outer.push_back(t.view());
-  Inference all = infer(graph, in, context, Prepare::known, std::numeric_limits<Index>::max(), outer, depth);
+  Inference all = infer(graph, in, context, std::numeric_limits<Index>::max(), outer, depth);
   std::vector<Tensor> results;
   for (const ValueId v : graph.outputs) {
     const auto at = static_cast<std::size_t>(v);

@@ -29,10 +29,13 @@ struct ModelOptions {
   Isa isa = best_isa();      ///< instruction set of the kernels
   std::vector<Index> shape;  ///< sizes of the input, where the file leaves axes other than the batch open
   Limits limits;
-  Operators operators;               ///< built-in, and the user's own
-  Index batch = 1;                   ///< samples of a usual call, for the choice of algorithms
-  Index winograd_tile = 6;           ///< largest tile of Winograd convolutions: 6, 4 or 2; 0: none
-  bool bf16 = false;                 ///< products in bfloat16 with sums in float32, where the CPU has them
+  Operators operators;      ///< built-in, and the user's own
+  Index batch = 1;          ///< samples of a usual call, for the choice of algorithms
+  Index winograd_tile = 6;  ///< largest tile of Winograd convolutions: 6, 4 or 2; 0: none
+  bool bf16 = false;        ///< products in bfloat16 with sums in float32, where the CPU has them
+  /// False lets the file's weights go as they are packed, so that they are in memory once: what only runs needs no
+  /// more. Such a model is not written, cached or compressed again. A graph without a plan is kept all the same.
+  bool keep_graph = true;
   std::shared_ptr<ThreadPool> pool;  ///< does the parts of an operation; null: the calling thread alone
 };
 
@@ -70,8 +73,8 @@ class Model {
   /// Prepares `graph`. Raises an Error that names the node where it cannot be understood.
   explicit Model(Graph graph, const ModelOptions& options = {});
 
-  /// The graph as it was loaded, for writing it again.
-  const Graph& graph() const noexcept;
+  /// The graph as it was loaded, for writing it again. Raises an Error where `ModelOptions::keep_graph` was false.
+  const Graph& graph() const;
   const std::map<std::string, std::string>& metadata() const noexcept;
   Isa isa() const noexcept;
 
@@ -93,7 +96,7 @@ class Model {
 
   /// Computes every output (in the file's order) for the given inputs (in the file's order).
   std::vector<Tensor> run(std::span<const Tensor> inputs) const;
-  /// The same node by node, without the prepared plan: any graph, slower.
+  /// The same node by node, without the prepared plan: any graph, slower. Raises an Error as `graph()` does.
   std::vector<Tensor> run_graph(std::span<const Tensor> inputs) const;
 
   // ---- what a session needs (the concept EarlyExitNetwork) ----

@@ -43,6 +43,7 @@ struct Model::Data {
     Index bytes(Index n) const noexcept { return at(n).count() * static_cast<Index>(size_of(type)); }
   };
   struct Step {
+    std::size_t node = 0;  // of the prepared graph
     std::unique_ptr<Operation> op;
     std::vector<ValueId> in, out;
     Index exit = 0;
@@ -75,17 +76,17 @@ struct Model::Data {
   };
 
   Data() = default;
-  Data(const Data& loaded, bool one_by_one)
-      : source(loaded.source),
-        options(loaded.options),
-        single(one_by_one),
-        parameters(loaded.parameters),
-        inputs(loaded.inputs),
-        outputs(loaded.outputs) {}
+  // What was loaded, without what was planned.
+  explicit Data(Data&& other) noexcept
+      : source(std::move(other.source)),
+        options(std::move(other.options)),
+        parameters(other.parameters),
+        inputs(std::move(other.inputs)),
+        outputs(std::move(other.outputs)) {}
 
   Graph source;
   ModelOptions options;
-  bool single = false;
+  bool single = false, has_graph = true;
   Index parameters = 0;
   std::vector<PortInfo> inputs, outputs;
   Graph prepared;  // owns the constants
@@ -110,7 +111,10 @@ struct Model::Data {
   }
   static std::shared_ptr<const Data> build(Graph graph, const ModelOptions& options);
   static void plan(Data& d);
+  static std::vector<TensorView> views_of(std::span<const ValueId> values, const Inference& shapes);
   static void arrange(Data& d);
+  static void pack(Data& d, const Inference& two, const Inference& three, const GraphContext& context);
+  static void add_costs(Data& d);
   static void assign_storage(Data& d);
   static void cut_blocks(Data& d);
   static void drop_unread(Data& d);

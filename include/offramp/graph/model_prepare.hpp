@@ -40,20 +40,34 @@ OFFRAMP_SEPARABLE std::shared_ptr<const Model::Data> Model::Data::build(Graph gr
 #if OFFRAMP_EXCEPTIONS
   // With the batch left open where the graph allows it, else sample by sample, else node by node only.
   for (const bool single : {false, true}) {
-    auto trial = std::make_shared<Data>(*d, single);
+    std::string why;
     try {
-      plan(*trial);
-      return trial;
+      d->single = single;
+      d->why_not.clear();
+      plan(*d);
+      return d;
     } catch (const Error& e) {
-      d->why_not = e.what();
+      if (!d->has_graph) throw;
+      why = e.what();
     } catch (const std::bad_alloc&) {
-      d->why_not = "out of memory";
+      if (!d->has_graph) raise("out of memory");
+      why = "out of memory";
     }
+    d = std::make_shared<Data>(std::move(*d));  // as it was loaded
+    d->why_not = std::move(why);
   }
 #else
   plan(*d);
 #endif
   return d;
+}
+
+OFFRAMP_SEPARABLE std::vector<TensorView> Model::Data::views_of(std::span<const ValueId> values,
+                                                                const Inference& shapes) {
+  std::vector<TensorView> views;
+  for (const ValueId v : values)
+    views.push_back(v == no_value ? TensorView{} : shapes.views[static_cast<std::size_t>(v)]);
+  return views;
 }
 
 OFFRAMP_SEPARABLE void Model::Data::plan(Data& d) {
@@ -76,12 +90,9 @@ OFFRAMP_SEPARABLE void Model::Data::plan(Data& d) {
 
   // Nominal costs, from the graph as the file states it.
   const auto cost_of = [&](const Inference& shapes, std::size_t i) {
-    std::vector<TensorView> in, out;
-    for (const ValueId v : source.nodes[i].inputs)
-      in.push_back(v == no_value ? TensorView{} : shapes.views[static_cast<std::size_t>(v)]);
-    for (const ValueId v : source.nodes[i].outputs)
-      out.push_back(v == no_value ? TensorView{} : shapes.views[static_cast<std::size_t>(v)]);
-    return shapes.operations[i] ? shapes.operations[i]->cost(in, out) : Cost{};
+    const Node& n = source.nodes[i];
+    return shapes.operations[i] ? shapes.operations[i]->cost(views_of(n.inputs, shapes), views_of(n.outputs, shapes))
+                                : Cost{};
   };
   std::vector<Cost> nominal;  // of one sample
   for (std::size_t i = 0; i < source.nodes.size(); ++i) {
@@ -120,7 +131,7 @@ OFFRAMP_SEPARABLE void Model::Data::plan(Data& d) {
 
   // Sizes as functions of the batch.
   d.values.assign(g.values.size(), {});
-  Inference a = infer(g, input_views(g, batch(2), d.options.shape, d.options.limits), context, Prepare::all);
+  Inference a = infer(g, input_views(g, batch(2), d.options.shape, d.options.limits), context);
   const Inference b = infer(g, input_views(g, batch(3), d.options.shape, d.options.limits), context);
   const Inference c = infer(g, input_views(g, batch(5), d.options.shape, d.options.limits), context);
   for (std::size_t v = 0; v < g.values.size(); ++v) {
@@ -140,7 +151,7 @@ OFFRAMP_SEPARABLE void Model::Data::plan(Data& d) {
   }
 
   // Parameters that a batch changes cannot be prepared; then samples are run one by one.
-  std::vector<Node> nodes = g.nodes;
+  const std::vector<Node>& nodes = g.nodes;
   for (std::size_t i = 0; i < nodes.size() && !d.single; ++i) {
     for (std::size_t k = 0; k < nodes[i].inputs.size(); ++k) {
       const ValueId v = nodes[i].inputs[k];
@@ -152,6 +163,7 @@ OFFRAMP_SEPARABLE void Model::Data::plan(Data& d) {
   }
   for (std::size_t i = 0; i < nodes.size(); ++i) {
     Step s;
+    s.node = i;
     s.op = std::move(a.operations[i]);
     OFFRAMP_REQUIRE(s.op != nullptr, "an `If` depends on the input");
     s.in = nodes[i].inputs;
@@ -164,11 +176,7 @@ OFFRAMP_SEPARABLE void Model::Data::plan(Data& d) {
           (k > 0 || nodes[i].op == "ConstantOfShape"))
         s.in[k] = no_value;
     }
-    std::vector<TensorView> in, out;
-    for (const ValueId v : nodes[i].inputs)
-      in.push_back(v == no_value ? TensorView{} : a.views[static_cast<std::size_t>(v)]);
-    for (const ValueId v : nodes[i].outputs)
-      out.push_back(v == no_value ? TensorView{} : a.views[static_cast<std::size_t>(v)]);
+    const std::vector<TensorView> in = views_of(nodes[i].inputs, a), out = views_of(nodes[i].outputs, a);
     std::vector<BatchAxis> axes_in, axes_out;
     for (const ValueId v : nodes[i].inputs) axes_in.push_back(batch_axis(d, v));
     for (const ValueId v : nodes[i].outputs) {
@@ -190,28 +198,11 @@ OFFRAMP_SEPARABLE void Model::Data::plan(Data& d) {
     layer.op = nodes[i].op;
     if (const std::string fused = nodes[i].text("offramp.activation", ""); !fused.empty()) layer.op += "+" + fused;
     if (passes::takes_tail(nodes[i]) && nodes[i].input(3) != no_value) layer.op += "+Add";
-    layer.algorithm = s.is_view ? "view" : s.op->algorithm();
     for (const int origin : nodes[i].origins) {
       layer.cost.macs += nominal[static_cast<std::size_t>(origin)].macs;
       layer.cost.flops += nominal[static_cast<std::size_t>(origin)].flops;
     }
-    const Index at_two = s.op->executed(in, out);
-    std::vector<TensorView> in3, out3;
-    for (const ValueId v : nodes[i].inputs)
-      in3.push_back(v == no_value ? TensorView{} : b.views[static_cast<std::size_t>(v)]);
-    for (const ValueId v : nodes[i].outputs)
-      out3.push_back(v == no_value ? TensorView{} : b.views[static_cast<std::size_t>(v)]);
-    if (!s.is_view) {
-      const auto moved = [](std::span<const TensorView> of) {
-        Index bytes = 0;
-        for (const TensorView& v : of) bytes += v.type == DType::none ? 0 : static_cast<Index>(v.bytes());
-        return bytes;
-      };
-      const Index of_two = moved(in) + moved(out);
-      layer.bytes = d.single ? of_two : of_two - (moved(in3) + moved(out3) - of_two);
-    }
     if (s.op->is_integer()) layer.cost.integer = layer.cost.flops;
-    layer.cost.executed = s.is_view ? 0 : d.single ? at_two : at_two - (s.op->executed(in3, out3) - at_two);
     for (const ValueId v : nodes[i].inputs) {
       if (v == no_value || !g.is_constant(v)) continue;
       const Tensor& constant = g[v].constant;
@@ -230,13 +221,14 @@ OFFRAMP_SEPARABLE void Model::Data::plan(Data& d) {
       }
       layer.output = shape;
     }
-    d.total += layer.cost;
     d.steps.push_back(std::move(s));
     d.layers.push_back(std::move(layer));
   }
   drop_unread(d);
   arrange(d);
   assign_storage(d);
+  pack(d, a, b, context);
+  add_costs(d);
   cut_blocks(d);
   const Memory memory = plan_memory(d, 1);
   OFFRAMP_REQUIRE(memory.total <= d.options.limits.memory_bytes,
@@ -320,7 +312,6 @@ OFFRAMP_SEPARABLE void Model::Data::arrange(Data& d) {
       s.exit = static_cast<Index>(k);
     }
     s.for_last = exits.empty() || exits.back().needs[i];
-    if (s.for_last) d.full += d.layers[i].cost;
   }
   std::vector<std::size_t> order(count);
   std::iota(order.begin(), order.end(), std::size_t{0});
@@ -348,19 +339,75 @@ OFFRAMP_SEPARABLE void Model::Data::arrange(Data& d) {
     d.stages.push_back(segment(static_cast<Index>(k), false));
     d.heads.push_back(segment(static_cast<Index>(k), true));
   }
+  for (Candidate& e : exits) {
+    d.exits.push_back({std::move(e.name), {}, {}, {}});
+    d.exit_values.push_back(e.value);
+  }
+  const ValueInfo& input = d.values[static_cast<std::size_t>(d.prepared.inputs[0])];
+  d.sample_size = input.rank > 0 ? input.at(1).count() : 1;
+}
+
+// Packs the weights of each step, from here on for good: where the graph is not kept, weights go as they are packed.
+OFFRAMP_SEPARABLE void Model::Data::pack(Data& d, const Inference& two, const Inference& three,
+                                         const GraphContext& context) {
+  Graph& g = d.prepared;
+  std::vector<Index> readers(g.values.size(), 0);
+  for (const ValueId v : g.outputs) ++readers[static_cast<std::size_t>(v)];
+  for (const Step& s : d.steps) {
+    for (const ValueId v : g.nodes[s.node].inputs) {
+      if (v != no_value) ++readers[static_cast<std::size_t>(v)];
+    }
+  }
+  if (!d.options.keep_graph) {
+    Graph rest;
+    rest.metadata = std::move(d.source.metadata);
+    d.source = std::move(rest);
+    d.has_graph = false;
+  }
+  for (std::size_t i = 0; i < d.steps.size(); ++i) {
+    Step& s = d.steps[i];
+    LayerInfo& layer = d.layers[i];
+    const Node& node = g.nodes[s.node];
+    const std::vector<TensorView> in = views_of(node.inputs, two), out = views_of(node.outputs, two);
+    const bool ran = std::any_of(node.outputs.begin(), node.outputs.end(), [&](ValueId v) {
+      return v != no_value && !two.known[static_cast<std::size_t>(v)].empty();
+    });
+    if (!ran) at_node(node, [&] { s.op->prepare(in, context.prepare); });
+    layer.algorithm = s.is_view ? "view" : s.op->algorithm();
+    if (!s.is_view) {
+      const auto moved = [](std::span<const TensorView> of) {
+        Index bytes = 0;
+        for (const TensorView& v : of) bytes += v.type == DType::none ? 0 : static_cast<Index>(v.bytes());
+        return bytes;
+      };
+      const std::vector<TensorView> in3 = views_of(node.inputs, three), out3 = views_of(node.outputs, three);
+      const auto of_one = [&](Index at_two, Index at_three) { return d.single ? at_two : 2 * at_two - at_three; };
+      layer.bytes = of_one(moved(in) + moved(out), moved(in3) + moved(out3));
+      layer.cost.executed = of_one(s.op->executed(in, out), s.op->executed(in3, out3));
+    }
+    for (std::size_t k = 0; k < node.inputs.size() && !d.has_graph; ++k) {
+      if (node.inputs[k] == no_value || !s.op->has_packed(k)) continue;
+      const auto v = static_cast<std::size_t>(node.inputs[k]);
+      if (--readers[v] > 0) continue;
+      g.values[v].constant = {};
+      d.values[v].constant = nullptr;
+    }
+  }
+}
+
+OFFRAMP_SEPARABLE void Model::Data::add_costs(Data& d) {
+  for (std::size_t i = 0; i < d.steps.size(); ++i) {
+    d.total += d.layers[i].cost;
+    if (d.steps[i].for_last) d.full += d.layers[i].cost;
+  }
   Cost before;
-  for (std::size_t k = 0; k < exits.size(); ++k) {
-    ExitInfo e;
-    e.name = exits[k].name;
+  for (std::size_t k = 0; k < d.exits.size(); ++k) {
+    ExitInfo& e = d.exits[k];
     for (std::size_t i = d.stages[k].begin; i < d.stages[k].end; ++i) e.stage += d.layers[i].cost;
     for (std::size_t i = d.heads[k].begin; i < d.heads[k].end; ++i) e.head += d.layers[i].cost;
     before += e.stage;
     e.upto = before + e.head;
-    d.exits.push_back(std::move(e));
-    d.exit_values.push_back(exits[k].value);
   }
-  const ValueInfo& input = d.values[static_cast<std::size_t>(d.prepared.inputs[0])];
-  d.sample_size = input.rank > 0 ? input.at(1).count() : 1;
 }
 
 // Steps that only computed shapes are not needed once those are known.
@@ -371,7 +418,6 @@ OFFRAMP_SEPARABLE void Model::Data::drop_unread(Data& d) {
     const Step& s = d.steps[i];
     if (std::none_of(s.out.begin(), s.out.end(),
                      [&](ValueId v) { return v != no_value && read[static_cast<std::size_t>(v)]; })) {
-      d.total = d.total - d.layers[i].cost;
       d.steps.erase(d.steps.begin() + static_cast<std::ptrdiff_t>(i));
       d.layers.erase(d.layers.begin() + static_cast<std::ptrdiff_t>(i));
       continue;

@@ -17,7 +17,8 @@
 
 namespace offramp {
 
-OFFRAMP_SEPARABLE const Graph& Model::graph() const noexcept {
+OFFRAMP_SEPARABLE const Graph& Model::graph() const {
+  OFFRAMP_REQUIRE(d_->has_graph, "the network was prepared without keeping its graph (ModelOptions::keep_graph)");
   return d_->source;
 }
 OFFRAMP_SEPARABLE const std::map<std::string, std::string>& Model::metadata() const noexcept {
@@ -79,7 +80,7 @@ OFFRAMP_SEPARABLE Cost Model::full_cost() const noexcept {
 }
 OFFRAMP_SEPARABLE std::vector<Tensor> Model::run_graph(std::span<const Tensor> inputs) const {
   const auto& o = d_->options;
-  return evaluate(d_->source, inputs, {o.operators, kernel::kernels_for(o.isa), o.limits});
+  return evaluate(graph(), inputs, {o.operators, kernel::kernels_for(o.isa), o.limits});
 }
 
 OFFRAMP_SEPARABLE Model::State Model::make_state(Index capacity) const {

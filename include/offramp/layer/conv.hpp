@@ -378,6 +378,7 @@ class ConvOperation final : public Operation {
   InputUse use(std::size_t i) const noexcept override {
     return i == 1 || i == 2 ? InputUse::parameter : InputUse::data;
   }
+  bool has_packed(std::size_t i) const noexcept override { return i == 1; }
   void infer(std::span<const TensorView> in, std::span<TensorView> out) const override {
     const TensorView &x = float_input(in, 0), &w = float_input(in, 1);
     require_rank(x, 3, 5, "input");
@@ -470,6 +471,7 @@ class ConvTransposeOperation final : public Operation {
         output_shape_(node.integers("output_shape")) {}
 
   InputUse use(std::size_t i) const noexcept override { return i == 0 ? InputUse::data : InputUse::parameter; }
+  bool has_packed(std::size_t i) const noexcept override { return i == 1; }
   void infer(std::span<const TensorView> in, std::span<TensorView> out) const override {
     const TensorView &x = float_input(in, 0), &w = float_input(in, 1);
     require_rank(x, 3, 5, "input");

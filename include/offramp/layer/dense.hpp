@@ -113,6 +113,7 @@ class GemmOperation final : public Operation {
         trans_b_(node.integer("transB", 0) != 0),
         tail_(node) {}
 
+  bool has_packed(std::size_t i) const noexcept override { return i == 1 && !plan_.empty(); }
   void infer(std::span<const TensorView> in, std::span<TensorView> out) const override {
     const TensorView &a = float_input(in, 0), &b = float_input(in, 1);
     require_rank(a, 2, 2, "A");
@@ -230,6 +231,7 @@ class MatMulOperation final : public Operation {
   MatMulOperation(const Node& node, Index) : tail_(node) {}
 
   InputUse use(std::size_t i) const noexcept override { return i == 2 ? InputUse::parameter : InputUse::data; }
+  bool has_packed(std::size_t i) const noexcept override { return i == 1 && !plan_.empty(); }
   void infer(std::span<const TensorView> in, std::span<TensorView> out) const override {
     const TensorView &a = float_input(in, 0), &b = float_input(in, 1);
     OFFRAMP_REQUIRE(a.shape.rank() > 0 && b.shape.rank() > 0, "operands must have axes");

@@ -279,6 +279,7 @@ class IntegerConvOperation final : public Operation {
   InputUse use(std::size_t i) const noexcept override {
     return i >= 1 && i <= 3 ? InputUse::parameter : InputUse::data;
   }
+  bool has_packed(std::size_t i) const noexcept override { return i == 1; }
   void infer(std::span<const TensorView> in, std::span<TensorView> out) const override {
     const TensorView &x = required_input(in, 0), &w = required_input(in, 1), &scale = float_input(in, 3);
     OFFRAMP_REQUIRE(is_byte(x.type) && w.type == DType::i8, "expected bytes");
@@ -496,6 +497,7 @@ class IntegerDenseOperation final : public Operation {
   InputUse use(std::size_t i) const noexcept override {
     return i >= 1 && i <= 3 ? InputUse::parameter : InputUse::data;
   }
+  bool has_packed(std::size_t i) const noexcept override { return i == 1; }
   void infer(std::span<const TensorView> in, std::span<TensorView> out) const override {
     const TensorView &x = required_input(in, 0), &w = required_input(in, 1), &scale = float_input(in, 3);
     OFFRAMP_REQUIRE(is_byte(x.type) && w.type == DType::i8, "expected bytes");

@@ -64,6 +64,9 @@ class Operation {
 
   virtual InputUse use(std::size_t /*input*/) const noexcept { return InputUse::data; }
 
+  /// True where `prepare` copied input `i` in an order of its own, so that `forward` does not read its elements.
+  virtual bool has_packed(std::size_t /*input*/) const noexcept { return false; }
+
   /// Nominal MACs and FLOPs for these shapes; needs no `prepare`.
   virtual Cost cost(std::span<const TensorView> /*in*/, std::span<const TensorView> /*out*/) const noexcept {
     return {};

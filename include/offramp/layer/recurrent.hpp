@@ -53,6 +53,7 @@ class RecurrentOperation final : public Operation {
   InputUse use(std::size_t i) const noexcept override {
     return i == 1 || i == 2 || i == 3 || i == 7 ? InputUse::parameter : InputUse::data;
   }
+  bool has_packed(std::size_t i) const noexcept override { return i == 1 || i == 2; }
   void infer(std::span<const TensorView> in, std::span<TensorView> out) const override {
     const TensorView &x = float_input(in, 0), &w = float_input(in, 1), &r = float_input(in, 2);
     require_rank(x, 3, 3, "X");

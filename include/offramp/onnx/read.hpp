@@ -151,8 +151,8 @@ inline Tensor read_tensor(pbf_reader r, std::string& name, const Reading& readin
                   what + " of shape " + shape.text() + " and type " + std::string(name_of(dtype)) + ": expected " +
                       std::to_string(has_raw ? bytes : count) + (has_raw ? " bytes" : " elements") + ", found " +
                       std::to_string(found));
-  Tensor t(dtype, shape, reading.limits.tensor_bytes);
   if (has_raw) {
+    Tensor t = Tensor::uninitialized(dtype, shape, reading.limits.tensor_bytes);
     if (bytes > 0 && reading.takes) {  // then the bytes are the caller's to give away
       move_bytes(t.mutable_data(), reinterpret_cast<std::byte*>(const_cast<char*>(raw.data())), raw.size());
     } else if (bytes > 0) {
@@ -160,6 +160,7 @@ inline Tensor read_tensor(pbf_reader r, std::string& name, const Reading& readin
     }
     return t;
   }
+  Tensor t(dtype, shape, reading.limits.tensor_bytes);
   const TensorView v = t.view();
   for (Index i = 0; i < count; ++i) {
     const auto u = static_cast<std::size_t>(i);
