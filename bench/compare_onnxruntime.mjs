@@ -1,8 +1,9 @@
 // Holds the tool's outputs against ONNX Runtime's, batch 1 and 7: the largest difference over the largest magnitude.
 //   npm install --ignore-scripts onnxruntime-node        (in a folder of its own, then there:)
-//   node .../bench/compare_onnxruntime.mjs .../offramp MODEL.onnx... [--batches 1,7] [--shape C,H,W] [--failed-only 1]
-// A file that fixes its batch at 1 is given to ONNX Runtime sample by sample. Exit code 1 where a difference is above 1e-4
-// or one of the two refuses what the other runs.
+//   node .../bench/compare_onnxruntime.mjs .../offramp MODEL.onnx... [--batches 1,7] [--shape C,H,W]
+//     [--isa ISA] [--tolerance 1e-4] [--failed-only 1]
+// A file that fixes its batch at 1 is given to ONNX Runtime sample by sample. Exit code 1 where a difference is above the
+// tolerance or one of the two refuses what the other runs.
 import { execFileSync } from 'node:child_process';
 import { createRequire } from 'node:module';
 import fs from 'node:fs';
@@ -10,7 +11,7 @@ import os from 'node:os';
 import path from 'node:path';
 const ort = createRequire(path.join(process.cwd(), 'x.js'))('onnxruntime-node');
 
-const files = [], option = { batches: '1,7' };
+const files = [], option = { batches: '1,7', tolerance: '1e-4' };
 for (let i = 3; i < process.argv.length; ++i) {
   if (process.argv[i].startsWith('--')) option[process.argv[i].slice(2)] = process.argv[++i];
   else files.push(process.argv[i]);
@@ -50,7 +51,8 @@ async function compare(session, file, batch) {
   let seed = 1;
   for (let i = 0; i < x.length; ++i) x[i] = (seed = (seed * 1103515245 + 12345) & 0x7fffffff) / 0x80000000;
   writeNpy(path.join(work, 'x.npy'), x, shape);
-  execFileSync(tool, ['run', file, '--input', path.join(work, 'x.npy'), '--output-dir', work], { stdio: ['ignore', 'ignore', 'pipe'] });
+  const isa = option.isa ? ['--isa', option.isa] : [];
+  execFileSync(tool, ['run', file, '--input', path.join(work, 'x.npy'), '--output-dir', work, ...isa], { stdio: ['ignore', 'ignore', 'pipe'] });
   const expected = {};
   for (let i = 0; i < (fixed ? batch : 1); ++i) {
     const part = fixed ? x.slice(i * each, (i + 1) * each) : x;
@@ -81,7 +83,7 @@ for (const file of files) {
     let line = '', good = false;
     try {
       const [worst, where] = await compare(session, file, batch);
-      good = worst <= 1e-4;
+      good = worst <= Number(option.tolerance);
       line = worst.toExponential(2) + (good ? '' : ` at ${where}`);
     } catch (e) {
       line = e.stderr ? e.stderr.toString().trim() : e.message;
