@@ -149,6 +149,21 @@ TEST(Winograd, IsChosenForFewChannelsToo) {
   }
 }
 
+// 24 pixels are four tiles of six; 28 are seven of four, or five of six that reach over the edge.
+TEST(Winograd, LargeTilesAreChosenWhereTheyFit) {
+  const auto cycles = [](Index size, Index m, Index batch, Index lanes) {
+    Window w;
+    w.in = w.out = {1, size, size}, w.kernel = {1, 3, 3}, w.begin = w.end = {0, 1, 1};
+    return WinogradPlan::cycles(w, 16, 16, {m}, batch, lanes);
+  };
+  for (const Index lanes : {8, 16}) {
+    for (const Index batch : {1, 8, 32}) {
+      EXPECT_LT(cycles(24, 6, batch, lanes), cycles(24, 4, batch, lanes)) << lanes << ' ' << batch;
+      EXPECT_LT(cycles(28, 4, batch, lanes), cycles(28, 6, batch, lanes)) << lanes << ' ' << batch;
+    }
+  }
+}
+
 // Few pixels and many channels: nine weights of a filter come sooner than 36.
 TEST(Winograd, KeepsPlainWeightsWhereTilesAreFew) {
   for (const auto& [side, is_plain] : {std::pair<Index, bool>{8, true}, {12, false}}) {

@@ -2,26 +2,36 @@
 /// What the choice between algorithms reckons with.
 #pragma once
 
+#include "offramp/kernel/isa.hpp"
+
 namespace offramp::kernel {
 
-/// Share of the peak that the matrix kernels reach inside of networks.
-inline constexpr double product_share = 0.75;
+/// Share of the peak that the matrix kernels reach inside of networks, and Winograd's, whose tiles lie packed.
+inline constexpr double product_share = 0.75, winograd_share = 0.85;
 
-/// Cycles that one core waits for so many bytes of weights: nothing where they stay in L2 between two calls, eight
-/// bytes a cycle from L3, five where the weights of the network fill that, too.
-constexpr double cycles_to_bring(double bytes) noexcept {
-  return bytes < 300e3 ? 0.0 : bytes < 8e6 ? bytes / 8 : bytes / 5;
+/// Bytes of weights that come in a cycle for which one core waits: from L3, and from where the weights of a network lie
+/// that fill L3, too. Measured, on a Zen 5 and on a Xeon and a Zen 4 alike.
+struct WeightRate {
+  double near, far;
+};
+inline WeightRate weight_rate() noexcept {
+  return detail::is_zen5() ? WeightRate{10, 8} : WeightRate{8, 5};
+}
+
+/// Cycles that one core waits for so many bytes of weights: nothing where they stay in L2 between two calls.
+inline double cycles_to_bring(double bytes) noexcept {
+  return bytes < 300e3 ? 0.0 : bytes / (bytes < 8e6 ? weight_rate().near : weight_rate().far);
 }
 
 /// The same for weights that this call has already read.
-constexpr double cycles_to_repeat(double bytes) noexcept {
-  return bytes < 1e6 ? bytes / 40 : bytes / 8;
+inline double cycles_to_repeat(double bytes) noexcept {
+  return bytes / (bytes < 1e6 ? 40 : weight_rate().near);
 }
 
 /// Cycles of work that takes `cycles` with all weights at hand: where these are few enough for L2, the kernels ask for
-/// them early and they come beside half of it (measured: 36 products of 64 x 64 with 4 to 24 rows).
-constexpr double cycles_with_weights(double cycles, double bytes) noexcept {
-  const double wait = cycles_to_bring(bytes) - (bytes < 1e6 ? cycles / 2 : 0);
+/// them early and they come beside half of it (measured: 36 products of 64 x 64 with 4 to 24 rows, of 96 x 96 with 16).
+inline double cycles_with_weights(double cycles, double bytes) noexcept {
+  const double wait = cycles_to_bring(bytes) - (bytes < 1.5e6 ? cycles / 2 : 0);
   return cycles + (wait > 0 ? wait : 0);
 }
 

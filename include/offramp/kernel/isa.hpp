@@ -73,11 +73,24 @@ inline Isa best_isa() noexcept {
 #endif
 }
 
+namespace detail {
+
+/// AMD's Zen 5, which alone of AMD's has VP2INTERSECT.
+inline bool is_zen5() noexcept {
+#if OFFRAMP_X86_TARGETS
+  return __builtin_cpu_is("amd") && __builtin_cpu_supports("avx512vp2intersect");
+#else
+  return false;
+#endif
+}
+
+}  // namespace detail
+
 /// Multiply-adds of floats that a core starts in a cycle, by the vectors' lanes: what the cost models reckon with.
-/// AMD's Zen 4 does a vector of 16 in two halves; Zen 5, which alone of AMD's has VP2INTERSECT, does not.
+/// AMD's Zen 4 does a vector of 16 in two halves; Zen 5 does not.
 inline double multiply_adds_per_cycle(std::int64_t lanes) noexcept {
 #if OFFRAMP_X86_TARGETS
-  if (lanes == 16) return __builtin_cpu_is("amd") && !__builtin_cpu_supports("avx512vp2intersect") ? 16 : 32;
+  if (lanes == 16) return __builtin_cpu_is("amd") && !detail::is_zen5() ? 16 : 32;
   if (lanes == 8) return 16;
 #endif
   return lanes < 8 ? 6 : static_cast<double>(2 * lanes);
