@@ -74,6 +74,7 @@ inline void contest(std::vector<Contender>& all, std::span<const float> samples,
     for (std::size_t i = 0; i < std::min<std::size_t>(20, count); ++i) s.predict(samples.subspan(i * size, size));
     s.reset_counter();
   }
+  Arrival arrival;
   Progress progress("measuring", static_cast<Index>(count));
   constexpr auto turn = static_cast<std::size_t>(turn_samples);
   for (std::size_t begin = 0; begin < count; begin += turn) {
@@ -81,8 +82,9 @@ inline void contest(std::vector<Contender>& all, std::span<const float> samples,
     for (std::size_t k = 0; k < all.size(); ++k) {
       const std::size_t c = (begin / turn + k) % all.size();
       for (std::size_t i = begin; i < end; ++i) {
+        const auto sample = arrival.of(samples.subspan(i * size, size));
         const auto start = clock::now();
-        const offramp::Prediction p = sessions[c].predict(samples.subspan(i * size, size))[0];
+        const offramp::Prediction p = sessions[c].predict(sample)[0];
         ms[c].push_back(std::chrono::duration<double, std::milli>(clock::now() - start).count());
         all[c].answers.push_back(p.label);
         all[c].flops += static_cast<double>(p.cost.flops);
