@@ -151,7 +151,7 @@ class WinogradPlan {
   // Of an image, those that reach beyond its padding of one pixel.
   static Index copied_tiles(const Window& w, Index m) noexcept {
     Index near = 1;
-    for (const std::size_t axis : {1, 2}) {
+    for (const std::size_t axis : {std::size_t{1}, std::size_t{2}}) {
       const Index tiles = (w.out[axis] + m - 1) / m, end = tiles * m + 2 - w.begin[axis];
       near *= std::max<Index>(0, tiles - (w.begin[axis] > 1) - (end > w.in[axis] + 1));
     }
