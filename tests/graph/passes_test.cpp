@@ -102,6 +102,39 @@ TEST(Passes, AddOfOneValueTwiceStays) {
   expect_same(Model(b.g), {2, 3, 6, 6});
 }
 
+// Means and maxima of grids are one pass; where one product alone reads them, its weights take their order.
+TEST(Passes, PooledGridsAreOnePass) {
+  for (const bool is_read_twice : {false, true}) {
+    for (const Index transposed : {0, 1}) {
+      test::Builder b;
+      b.g.opset = 13;
+      const auto x = b.node("Conv", {b.input("x", {dynamic, 3, 9, 9}), b.constant({20, 3, 3, 3}, 1)});  // 7 x 7
+      std::vector<ValueId> parts;
+      const auto pool = [&](const std::string& op, std::vector<Attribute> attributes) {
+        parts.push_back(b.node("Flatten", {b.node(op, {x}, std::move(attributes))}));
+      };
+      const std::vector<Attribute> two{{"kernel_shape", std::vector<Index>{4, 4}},
+                                       {"strides", std::vector<Index>{3, 3}}};
+      const std::vector<Attribute> three{{"kernel_shape", std::vector<Index>{3, 3}},
+                                         {"strides", std::vector<Index>{2, 2}}};
+      pool("GlobalAveragePool", {});
+      pool("MaxPool", two);
+      pool("AveragePool", three);
+      pool("GlobalMaxPool", {});
+      pool("AveragePool", two);
+      const auto joined = b.node("Concat", parts, {{"axis", Index{1}}});
+      const Index features = 20 * (1 + 4 + 9 + 1 + 4);
+      const Shape weights = transposed ? Shape{30, features} : Shape{features, 30};
+      b.output(b.node("Gemm", {joined, b.constant(weights, 2), b.constant({30}, 3)}, {{"transB", transposed}}), "y");
+      if (is_read_twice) b.output(joined, "z");
+      const Model m(b.g);
+      const auto ops = operators_of(m);
+      EXPECT_EQ(std::count(ops.begin(), ops.end(), "GridPool"), 1);
+      expect_same(m, {3, 3, 9, 9});
+    }
+  }
+}
+
 // A shortcut that halves the image and pads the channels, with steps of either sign, one place cut off, another value.
 TEST(Passes, SlicesAndThePaddingBehindThemAreOneCopy) {
   const auto numbers = [](const std::vector<Index>& v) {

@@ -70,38 +70,9 @@ OFFRAMP_SEPARABLE std::vector<TensorView> Model::Data::views_of(std::span<const 
   return views;
 }
 
-OFFRAMP_SEPARABLE void Model::Data::plan(Data& d) {
-  const kernel::Kernels& kernels = kernel::kernels_for(d.options.isa);
-  const GraphContext context{d.options.operators,
-                             kernels,
-                             d.options.limits,
-                             {kernels, d.options.batch, d.options.pool ? d.options.pool->threads() : 1,
-                              d.options.winograd_tile, d.options.bf16}};
-  const Graph& source = d.source;
-  OFFRAMP_REQUIRE(!source.inputs.empty(), "the network has no input");
-  for (const ValueId v : source.inputs)
-    OFFRAMP_REQUIRE(size_of(source[v].type) > 0, "input '" + source[v].name + "' has a type the library does not hold");
-
-  // Three probes tell how sizes grow with the batch; one sample at a time, they are all the same.
-  const Index declared = source[source.inputs[0]].sizes.empty() ? 1 : source[source.inputs[0]].sizes[0];
-  const auto batch = [&](Index n) { return d.single ? (declared == dynamic ? 1 : declared) : n; };
-  const Inference two = infer(source, input_views(source, batch(2), d.options.shape, d.options.limits), context);
-  const Inference three = infer(source, input_views(source, batch(3), d.options.shape, d.options.limits), context);
-
-  // Nominal costs, from the graph as the file states it.
-  const auto cost_of = [&](const Inference& shapes, std::size_t i) {
-    const Node& n = source.nodes[i];
-    return shapes.operations[i] ? shapes.operations[i]->cost(views_of(n.inputs, shapes), views_of(n.outputs, shapes))
-                                : Cost{};
-  };
-  std::vector<Cost> nominal;  // of one sample
-  for (std::size_t i = 0; i < source.nodes.size(); ++i) {
-    const Cost a = cost_of(two, i), b = cost_of(three, i);
-    const Cost each = b - a;
-    nominal.push_back(d.single ? a : a - each);  // what does not grow with the batch is the first sample's
-  }
-
-  d.prepared = source;
+// The passes, from the graph as the file states it to the one that runs.
+OFFRAMP_SEPARABLE void Model::Data::rewrite(Data& d, const Inference& two, const Inference& three) {
+  d.prepared = d.source;
   Graph& g = d.prepared;
   for (std::size_t i = 0; i < g.nodes.size(); ++i) g.nodes[i].origins = {static_cast<int>(i)};
   // A user's operator in place of a built-in one is nothing that the passes know.
@@ -128,6 +99,43 @@ OFFRAMP_SEPARABLE void Model::Data::plan(Data& d) {
   }
   g.remove_dead_nodes();
   g.sort();
+}
+
+OFFRAMP_SEPARABLE void Model::Data::plan(Data& d) {
+  const kernel::Kernels& kernels = kernel::kernels_for(d.options.isa);
+  const GraphContext context{d.options.operators,
+                             kernels,
+                             d.options.limits,
+                             {kernels, d.options.batch, d.options.pool ? d.options.pool->threads() : 1,
+                              d.options.winograd_tile, d.options.bf16}};
+  const Graph& source = d.source;
+  OFFRAMP_REQUIRE(!source.inputs.empty(), "the network has no input");
+  for (const ValueId v : source.inputs)
+    OFFRAMP_REQUIRE(size_of(source[v].type) > 0, "input '" + source[v].name + "' has a type the library does not hold");
+
+  // Three probes tell how sizes grow with the batch; one sample at a time, they are all the same.
+  const Index declared = source[source.inputs[0]].sizes.empty() ? 1 : source[source.inputs[0]].sizes[0];
+  const auto batch = [&](Index n) { return d.single ? (declared == dynamic ? 1 : declared) : n; };
+  std::vector<Cost> nominal;  // of one sample
+  {
+    const Inference two = infer(source, input_views(source, batch(2), d.options.shape, d.options.limits), context);
+    const Inference three = infer(source, input_views(source, batch(3), d.options.shape, d.options.limits), context);
+
+    // Nominal costs, from the graph as the file states it.
+    const auto cost_of = [&](const Inference& shapes, std::size_t i) {
+      const Node& n = source.nodes[i];
+      return shapes.operations[i] ? shapes.operations[i]->cost(views_of(n.inputs, shapes), views_of(n.outputs, shapes))
+                                  : Cost{};
+    };
+    for (std::size_t i = 0; i < source.nodes.size(); ++i) {
+      const Cost a = cost_of(two, i), b = cost_of(three, i);
+      const Cost each = b - a;
+      nominal.push_back(d.single ? a : a - each);  // what does not grow with the batch is the first sample's
+    }
+
+    rewrite(d, two, three);
+  }  // what was computed ahead is in the graph now, and need not stay beside it
+  Graph& g = d.prepared;
 
   // Sizes as functions of the batch.
   d.values.assign(g.values.size(), {});

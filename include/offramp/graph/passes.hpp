@@ -18,6 +18,7 @@
 
 #include "offramp/graph/graph.hpp"
 #include "offramp/graph/infer.hpp"
+#include "offramp/kernel/pack.hpp"
 #include "offramp/layer/element.hpp"
 #include "offramp/layer/elementwise.hpp"
 #include "offramp/layer/grid.hpp"
@@ -597,6 +598,32 @@ class FuseAttention {
   double scale_ = 1;
 };
 
+/// Puts the weights of the product that alone reads a GridPool into the order in which it computes cells, channels
+/// last: then it turns nothing.
+inline void order_by_cells(Graph& g, Node& grid, Index channels, const Matcher& m) {
+  const ValueId out = grid.outputs[0];
+  const auto product = std::find_if(g.nodes.begin(), g.nodes.end(), [&](const Node& n) {
+    return n.op == "Gemm" && n.inputs[0] == out && n.integer("transA", 0) == 0 && n.integer("transB", 0) == 1;
+  });
+  if (!m.is_private(out) || product == g.nodes.end() || !g.is_constant(product->inputs[1])) return;
+  const Tensor w = g[product->inputs[1]].constant;
+  const std::vector<Index> parts = grid.integers("parts");
+  Index features = 0;
+  for (const Index p : parts) features += p * p * channels;
+  if (w.type() != DType::f32 || w.shape().rank() != 2 || w.shape()[1] != features) return;
+  Tensor ordered = Tensor::uninitialized(DType::f32, w.shape());
+  auto* to = static_cast<float*>(ordered.mutable_data());
+  const float* from = w.view().f32();
+  for (Index row = 0; row < w.shape()[0]; ++row) {
+    for (const Index p : parts) {
+      kernel::transpose(from, channels, p * p, to);
+      from += p * p * channels, to += p * p * channels;
+    }
+  }
+  product->inputs[1] = g.add_constant(g[product->inputs[1]].name + ".by_cells", std::move(ordered));
+  grid.set("by_cells", Index{1});
+}
+
 /// Joins average and maximum poolings of one image to grids, each flattened, all concatenated, into one node. Works on
 /// windows without padding that tile the image as `append_head` lays them.
 inline void join_pools(Graph& g, const Inference& shapes) {
@@ -648,6 +675,7 @@ inline void join_pools(Graph& g, const Inference& shapes) {
     concat.attributes.clear();
     concat.set("parts", std::move(parts));
     concat.inputs = {image};
+    order_by_cells(g, concat, shapes.views[static_cast<std::size_t>(image)].shape[1], m);
     m = Matcher(g);
   }
   erase_marked(g);

@@ -250,8 +250,10 @@ class PoolOperation final : public Operation {
 /// part [C][cell] as the poolings it stands for had it.
 class GridPoolOperation final : public Operation {
  public:
-  /// `parts`: the grid of each part, negative for a maximum; positive for an average.
-  GridPoolOperation(const Node& node, Index) : parts_(node.integers("parts")) {
+  /// `parts`: the grid of each part, negative for a maximum; positive for an average. With `by_cells` channels are the
+  /// last axis of a part, not the first.
+  GridPoolOperation(const Node& node, Index)
+      : parts_(node.integers("parts")), by_cells_(node.integer("by_cells", 0) != 0) {
     for (const Index p : parts_) {
       OFFRAMP_REQUIRE(p != 0, "a grid has no cells");
       const Index g = p < 0 ? -p : p;
@@ -301,7 +303,7 @@ class GridPoolOperation final : public Operation {
                                   is_maximum_ ? largest + k * c : nullptr);
           }
         }
-        write(g, h, w, c, sum, largest, y.as<float>() + i * features);
+        write(g, h, w, c, sum, largest, y.as<float>() + i * features, run.kernels);
         cells += 2 * g * g * c;
       }
     }
@@ -320,14 +322,16 @@ class GridPoolOperation final : public Operation {
         kernels.pool_cell(fine + from * from * c + first, from * c, ratio, ratio, c, nullptr, largest + k * c);
     }
   }
-  void write(Index g, Index h, Index w, Index c, const float* sum, const float* largest, float* out) const noexcept {
+  void write(Index g, Index h, Index w, Index c, const float* sum, const float* largest, float* out,
+             const kernel::Kernels& kernels) const noexcept {
     const GridAxis down(h, g), across(w, g);
     const float scale = 1 / static_cast<float>(down.kernel * across.kernel);
     for (const Index p : parts_) {
       if (p == g || p == -g) {
         const float* from = p > 0 ? sum : largest;
         const float factor = p > 0 ? scale : 1;
-        for (Index k = 0; k < g * g; ++k) {
+        if (by_cells_) kernels.binary(kernel::Binary::mul, from, 1, &factor, 0, out, g * g * c);
+        for (Index k = 0; k < g * g && !by_cells_; ++k) {
           for (Index i = 0; i < c; ++i) out[i * g * g + k] = from[k * c + i] * factor;
         }
       }
@@ -336,6 +340,7 @@ class GridPoolOperation final : public Operation {
   }
 
   std::vector<Index> parts_, grids_;  // grids from fine to coarse
+  bool by_cells_ = false;
   bool is_average_ = false, is_maximum_ = false;
 };
 
