@@ -366,11 +366,18 @@ OFFRAMP_SEPARABLE void Model::Data::pack(Data& d, const Inference& two, const In
       if (v != no_value) ++readers[static_cast<std::size_t>(v)];
     }
   }
+  const auto let_go = [&](std::size_t v) {
+    g.values[v].constant = {};
+    d.values[v].constant = nullptr;
+  };
   if (!d.options.keep_graph) {
     Graph rest;
     rest.metadata = std::move(d.source.metadata);
     d.source = std::move(rest);
     d.has_graph = false;
+    for (std::size_t v = 0; v < readers.size(); ++v) {  // what passes have replaced, as weights in front of a norm
+      if (readers[v] == 0) let_go(v);
+    }
   }
   for (std::size_t i = 0; i < d.steps.size(); ++i) {
     Step& s = d.steps[i];
@@ -396,9 +403,7 @@ OFFRAMP_SEPARABLE void Model::Data::pack(Data& d, const Inference& two, const In
     for (std::size_t k = 0; k < node.inputs.size() && !d.has_graph; ++k) {
       if (node.inputs[k] == no_value || !s.op->has_packed(k)) continue;
       const auto v = static_cast<std::size_t>(node.inputs[k]);
-      if (--readers[v] > 0) continue;
-      g.values[v].constant = {};
-      d.values[v].constant = nullptr;
+      if (--readers[v] == 0) let_go(v);
     }
   }
 }
