@@ -91,6 +91,51 @@ TEST(Winograd, EqualsSevenLoops) {
   }
 }
 
+// Many tiles are shared among threads, else output channels; no thread's part changes a result.
+TEST(Winograd, ThreadsShareTilesOrChannels) {
+  struct Case {
+    Index size, in, out;
+    WinogradMethod method;
+    Index threads, of_tiles, of_channels;
+  };
+  for (const Case& c : {Case{40, 64, 64, {4}, 2, 2, 1},
+                        {7, 512, 250, {4, false, true}, 2, 1, 2},
+                        {7, 512, 250, {2}, 3, 1, 3},
+                        {20, 512, 512, {2}, 4, 2, 2},
+                        {9, 256, 512, {2, true}, 2, 1, 2},
+                        {8, 16, 16, {4}, 2, 1, 1}}) {
+    Window window;
+    window.in = window.out = {1, c.size, c.size}, window.kernel = {1, 3, 3}, window.begin = window.end = {0, 1, 1};
+    const Index pixels = c.size * c.size;
+    const auto x = test::random_floats(pixels * c.in, 1), w = test::random_floats(c.out * c.in * 9, 2),
+               b = test::random_floats(kernel::padded_columns(c.out), 3),
+               extra = test::random_floats(pixels * c.out, 4);
+    ThreadPool pool(c.threads);
+    for (const Isa isa : available_isas()) {
+      const kernel::Kernels& kernels = kernel::kernels_for(isa);
+      if (c.method.halves && !kernels.bf16) continue;
+      if (c.method.plain_weights && !kernels.winograd_products) continue;
+      const WinogradPlan plan(window, c.in, c.out, c.method, w.data(), c.threads, kernels.lanes);
+      if (kernels.lanes == 16) {
+        EXPECT_EQ(plan.parts(1).of_tiles, c.of_tiles) << c.size << ' ' << plan.text();
+        EXPECT_EQ(plan.parts(1).of_channels, c.of_channels) << c.size << ' ' << plan.text();
+      }
+      for (const auto activation : {kernel::Unary::relu, kernel::Unary::abs}) {
+        FusedTail tail;
+        tail.activation = activation;
+        std::vector<float> out[2];
+        for (const bool threaded : {false, true}) {
+          out[threaded].assign(static_cast<std::size_t>(pixels * c.out), NAN);
+          const auto scratch = allocate_aligned(plan.scratch_bytes(1));
+          plan.forward(x.data(), b.data(), extra.data(), out[threaded].data(), 1, tail, scratch.get(), kernels,
+                       threaded ? ExecutorRef(pool) : ExecutorRef());
+        }
+        EXPECT_EQ(out[0], out[1]) << c.size << ' ' << plan.text();
+      }
+    }
+  }
+}
+
 // Small integers stay exact through the transformations of 2 x 2 tiles.
 TEST(Winograd, HalvesThatNeedNoRoundingAreExact) {
   std::mt19937 engine(5);

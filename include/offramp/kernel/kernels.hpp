@@ -119,7 +119,8 @@ struct Depthwise {
 struct Winograd {
   Index m = 2;  ///< output pixels of a tile along each axis: 2, 4 or 6
   Index in_h = 0, in_w = 0, out_h = 0, out_w = 0, pad_top = 0, pad_left = 0;
-  Index channels = 0;          ///< of the side that is transformed
+  Index channels = 0;          ///< that are transformed
+  Index pixel = 0;             ///< floats from pixel to pixel
   Index first = 0, count = 0;  ///< the tiles
   Index plane = 0, block = 0;
   const float* bias = nullptr;      ///< output only: null, or [channels]
@@ -143,7 +144,7 @@ struct WinogradProducts {
   const float* weights = nullptr;  ///< blocks of 16 output channels, each [k][3][3][16]
   float* c = nullptr;
   Index c_plane = 0, c_block = 0;
-  Index first = 0, last = 0;  ///< blocks of output channels
+  Index blocks = 0;  ///< of output channels
 };
 
 /// Maximum or average pooling, channels last, one image.

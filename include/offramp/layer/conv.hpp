@@ -58,7 +58,7 @@ class ConvPlan {
     const WinogradMethod method = choose(options);
     if (method.m > 0) {
       kind_ = Kind::winograd;
-      winograd_ = WinogradPlan(w_, in_channels, out_channels, method, weights, options.threads);
+      winograd_ = WinogradPlan(w_, in_channels, out_channels, method, weights, options.threads, options.kernels.lanes);
       return;
     }
     if (method.halves) {
@@ -241,7 +241,8 @@ class ConvPlan {
     const auto direct = [&](bool halves) {
       const double rate = halves ? bf16_multiply_adds_per_cycle : multiply_adds_per_cycle(options.kernels.lanes);
       const double products = static_cast<double>(options.batch * w_.out_count()) * weights;
-      return kernel::cycles_with_weights(products / (kernel::product_share * rate), (halves ? 2 : 4) * weights);
+      return kernel::cycles_with_weights(
+          products / (kernel::product_share * rate * static_cast<double>(options.threads)), (halves ? 2 : 4) * weights);
     };
     WinogradMethod best;
     double least = direct(false);
@@ -251,7 +252,8 @@ class ConvPlan {
     const auto consider_tiles = [&](const WinogradMethod& method) {
       if (!WinogradPlan::fits(w_, group_) || in_channels_ <= 4 || out_channels_ < 4) return;
       if (method.m > options.winograd_tile) return;
-      consider(WinogradPlan::cycles(w_, in_channels_, out_channels_, method, options.batch, options.kernels.lanes),
+      consider(WinogradPlan::cycles(w_, in_channels_, out_channels_, method, options.batch, options.kernels.lanes,
+                                    options.threads),
                method);
     };
     for (const Index m : {2, 4, 6}) consider_tiles({m});

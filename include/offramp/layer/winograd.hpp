@@ -36,6 +36,9 @@ struct WinogradMethod {
 /// within 0.3 % (2 x 2) or 2 % (4 x 4) of the exact ones, relative to their root mean square. With `plain_weights`,
 /// what is read are the nine weights of a filter instead of the 36 that 4 x 4 tiles multiply: where tiles are few, the
 /// way of those from L3 takes longer than to make them anew for every four tiles.
+///
+/// Threads do not meet before the end: each has a part of the tiles, or all of them and a part of the output channels,
+/// and transforms what it needs of the input itself. What it transforms and multiplies stays in its own L2.
 class WinogradPlan {
  public:
   WinogradPlan() = default;
@@ -46,14 +49,15 @@ class WinogradPlan {
            w.begin[0] == 0 && w.end[0] == 0;
   }
 
-  /// `weights` is [out_channels][in_channels][3][3]; `threads` as the executor of `forward` has.
+  /// `weights` is [out_channels][in_channels][3][3]; `threads` as the executor of `forward` has, `lanes` as its
+  /// kernels.
   WinogradPlan(const Window& w, Index in_channels, Index out_channels, const WinogradMethod& method,
-               const float* weights, Index threads = 1)
-      : in_channels_(in_channels), out_channels_(out_channels), threads_(threads), method_(method) {
+               const float* weights, Index threads = 1, Index lanes = 16)
+      : in_channels_(in_channels), out_channels_(out_channels), threads_(threads), lanes_(lanes), method_(method) {
     t_.m = method.m;
     t_.in_h = w.in[1], t_.in_w = w.in[2], t_.out_h = w.out[1], t_.out_w = w.out[2];
     t_.pad_top = w.begin[1], t_.pad_left = w.begin[2];
-    block_ = tiles_of_block(t_.points(), in_channels, out_channels, method.halves);
+    copied_ = share_of_copied_tiles(w, method.m);
     packed_ = method.halves ? kernel::bf16_packed_size(1, in_channels, out_channels)
                             : kernel::packed_size(in_channels, out_channels);
     weights_ = Tensor(method.halves ? DType::bf16 : DType::f32, {method.plain_weights ? 9 : t_.points(), packed_});
@@ -65,34 +69,23 @@ class WinogradPlan {
     return batch * tiles_of(w, 4) <= kernel::WinogradProducts::rows;
   }
 
-  /// Cycles that a batch is expected to take on one thread: products, the vector instructions of the transformations,
-  /// and the way of the weights, once to the core and again for every block of tiles. Large tiles lose where the
-  /// weights are many and the pixels few.
+  /// Cycles that a batch is expected to take: products, the vector instructions of the transformations, and the way of
+  /// the weights, once to the core and again for every block of tiles. Large tiles lose where the weights are many and
+  /// the pixels few.
   static double cycles(const Window& w, Index in_channels, Index out_channels, const WinogradMethod& method,
-                       Index batch, Index lanes) noexcept {
-    const bool halves = method.halves;
-    const Index m = method.m, points = (m + 2) * (m + 2), all = batch * tiles_of(w, m),
-                block = tiles_of_block(points, in_channels, out_channels, halves), blocks = (all + block - 1) / block;
-    const auto n = static_cast<std::size_t>(m / 2 - 1);
-    // Of a point and a vector, measured; a tile that reaches over an edge by more than a pixel is copied first.
-    static constexpr std::array<double, 3> input{4.8, 4.7, 5.0}, output{3.7, 4.4, 7.5};
-    constexpr double copied = 2;
-    const double weights = static_cast<double>(points * in_channels * kernel::padded_columns(out_channels));
-    const double rate = halves ? bf16_multiply_adds_per_cycle : multiply_adds_per_cycle(lanes),
-                 bytes = (halves ? 2 : 4) * weights;
-    const auto vectors = [&](Index channels) { return static_cast<double>((channels + lanes - 1) / lanes); };
-    const double transformations =
-        static_cast<double>(all * points) * (input[n] * vectors(in_channels) + output[n] * vectors(out_channels)) +
-        static_cast<double>(batch * copied_tiles(w, m) * points) * copied * vectors(in_channels);
-    if (method.plain_weights) {
-      // Of the peak, measured: the products of six points with four tiles take 34 operations, not 24.
-      const double share = 0.9 * 24 / 34;
-      const double products = static_cast<double>(strip_tiles(all)) * weights / (share * rate);
-      return kernel::cycles_with_weights(products + transformations, bytes / 4);
-    }
-    const double work = static_cast<double>(all) * weights / (kernel::winograd_share * rate) + transformations;
-    return kernel::cycles_with_weights(work, bytes) + static_cast<double>(blocks - 1) * kernel::cycles_to_repeat(bytes);
+                       Index batch, Index lanes, Index threads = 1) noexcept {
+    const Job job{method, in_channels, out_channels, lanes, share_of_copied_tiles(w, method.m)};
+    return parts_of(job, batch * tiles_of(w, method.m), threads).cycles;
   }
+
+  /// How threads share a convolution, and the cycles that each of them takes.
+  struct Parts {
+    Index of_tiles = 1, of_channels = 1;
+    double cycles = 0;
+
+    Index count() const noexcept { return of_tiles * of_channels; }
+  };
+  Parts parts(Index batch) const noexcept { return parts_of(job(), batch * tiles(), threads_); }
 
   std::string text() const {
     const std::string m = std::to_string(t_.m);
@@ -118,7 +111,7 @@ class WinogradPlan {
 
   std::size_t scratch_bytes(Index batch) const noexcept {
     const Index all = batch * tiles();
-    return static_cast<std::size_t>(slots(all) * slot(std::min(block_, all))) * sizeof(float);
+    return static_cast<std::size_t>(threads_ * slot(std::min(most_tiles(job()), all))) * sizeof(float);
   }
 
   /// All [batch][h][w][channels]; `bias` and `residual` may be null.
@@ -128,53 +121,102 @@ class WinogradPlan {
     kernel::Winograd output = t_;
     output.bias = bias, output.residual = residual;
     output.activation = tail.activation, output.alpha = tail.alpha, output.beta = tail.beta;
-    const Index all = batch * tiles(), threads = slots(all);
-    auto* memory = reinterpret_cast<float*>(scratch);
-    if (threads == 1) {  // one block after the other, all threads in each: the weights are read once
-      const Index block = block_of(all, 1);
-      for (Index first = 0; first < all; first += block)
-        run_block(in, out, output, first, std::min(block, all - first), memory, kernels, executor);
-      return;
-    }
-    const Index block = block_of(all, threads), blocks = (all + block - 1) / block;
-    executor.each(threads, [&](Index t) {  // every thread its own blocks, whose transforms stay in its L2
-      const kernel::Range own = kernel::part_of(blocks, 1, threads, t);
-      for (Index i = own.first; i < own.last; ++i)
-        run_block(in, out, output, i * block, std::min(block, all - i * block), memory + t * slot(block), kernels, {});
+    const Index all = batch * tiles();
+    const Parts shared = executor.threads() == 1 ? Parts{} : parts(batch);
+    const Index panels = kernel::padded_columns(out_channels_) / kernel::column_block,
+                own_memory = slot(std::min(most_tiles(job()), all));
+    executor.each(shared.count(), [&](Index i) {
+      const kernel::Range tiles = kernel::part_of(all, 1, shared.of_tiles, i / shared.of_channels),
+                          own = kernel::part_of(panels, 1, shared.of_channels, i % shared.of_channels);
+      const Index block = block_of(tiles.last - tiles.first, job());
+      float* memory = reinterpret_cast<float*>(scratch) + i * own_memory;
+      for (Index first = tiles.first; first < tiles.last; first += block)
+        run_block(in, out, output, {first, std::min(first + block, tiles.last)}, own, memory, kernels);
     });
   }
 
  private:
+  // What a cost is reckoned from, besides the tiles.
+  struct Job {
+    WinogradMethod method;
+    Index in_channels = 0, out_channels = 0, lanes = 16;
+    double copied = 0;  // share of the tiles
+
+    Index points() const noexcept { return (method.m + 2) * (method.m + 2); }
+  };
+  Job job() const noexcept { return {method_, in_channels_, out_channels_, lanes_, copied_}; }
+
+  static Parts parts_of(const Job& job, Index tiles, Index threads) noexcept {
+    // To wake threads and to wait for the last; for a byte of the input that another thread has written. Measured.
+    constexpr double meeting = 12000, foreign = 1.25;
+    Parts best{1, 1, cycles_of(job, tiles, job.out_channels)};
+    const Index panels = kernel::padded_columns(job.out_channels) / kernel::column_block;
+    for (Index n = 1; n <= threads && threads > 1; ++n) {
+      if (threads % n != 0 || n > panels || threads / n > tiles) continue;
+      const Index some = (tiles + threads / n - 1) / (threads / n),
+                  channels = std::min((panels + n - 1) / n * kernel::column_block, job.out_channels);
+      const auto read = static_cast<double>(some * job.method.m * job.method.m * job.in_channels) * sizeof(float);
+      const double cycles = meeting + foreign * read * static_cast<double>(n - 1) / static_cast<double>(n) +
+                            cycles_of(job, some, channels);
+      if (cycles < best.cycles) best = {threads / n, n, cycles};
+    }
+    return best;
+  }
+
+  // Of one thread.
+  static double cycles_of(const Job& job, Index tiles, Index out_channels) noexcept {
+    const WinogradMethod& method = job.method;
+    const Index points = job.points(), block = block_of(tiles, job), blocks = (tiles + block - 1) / block;
+    const auto n = static_cast<std::size_t>(method.m / 2 - 1);
+    // Of a point and a vector, measured; a tile that reaches over an edge by more than a pixel is copied first.
+    static constexpr std::array<double, 3> input{4.8, 4.7, 5.0}, output{3.7, 4.4, 7.5};
+    constexpr double copied = 2;
+    const double weights = static_cast<double>(points * job.in_channels * kernel::padded_columns(out_channels));
+    const double rate = method.halves ? bf16_multiply_adds_per_cycle : multiply_adds_per_cycle(job.lanes),
+                 bytes = (method.halves ? 2 : 4) * weights;
+    const auto vectors = [&](Index channels) { return static_cast<double>((channels + job.lanes - 1) / job.lanes); };
+    const double transformations =
+        static_cast<double>(tiles * points) *
+        ((input[n] + job.copied * copied) * vectors(job.in_channels) + output[n] * vectors(out_channels));
+    if (method.plain_weights) {
+      // Of the peak, measured: the products of six points with four tiles take 34 operations, not 24.
+      const double share = 0.9 * 24 / 34;
+      const double products = static_cast<double>(strip_tiles(tiles)) * weights / (share * rate);
+      return kernel::cycles_with_weights(products + transformations, bytes / 4);
+    }
+    const double work = static_cast<double>(tiles) * weights / (kernel::winograd_share * rate) + transformations;
+    return kernel::cycles_with_weights(work, bytes) + static_cast<double>(blocks - 1) * kernel::cycles_to_repeat(bytes);
+  }
+
   static Index tiles_of(const Window& w, Index m) noexcept {
     return ((w.out[1] + m - 1) / m) * ((w.out[2] + m - 1) / m);
   }
-  // Of an image, those that reach beyond its padding of one pixel.
-  static Index copied_tiles(const Window& w, Index m) noexcept {
+  // Those that reach beyond an image's padding of one pixel.
+  static double share_of_copied_tiles(const Window& w, Index m) noexcept {
     Index near = 1;
     for (const std::size_t axis : {std::size_t{1}, std::size_t{2}}) {
       const Index tiles = (w.out[axis] + m - 1) / m, end = tiles * m + 2 - w.begin[axis];
       near *= std::max<Index>(0, tiles - (w.begin[axis] > 1) - (end > w.in[axis] + 1));
     }
-    return tiles_of(w, m) - near;
+    return 1 - static_cast<double>(near) / static_cast<double>(tiles_of(w, m));
   }
-  // As many as keep both transforms in half of a usual L2, and enough to read the weights seldom.
-  static Index tiles_of_block(Index points, Index in_channels, Index out_channels, bool halves) noexcept {
-    const Index each = points * ((halves ? 2 : 4) * in_channels + 4 * out_channels);
-    const Index least = in_channels * out_channels > Index{1} << 15 ? 64 : 24;
-    return std::clamp<Index>(512 * 1024 / each / 8 * 8, least, 256);
+  // Tiles go through in blocks: as many as keep both transforms in half of a usual L2, and enough to read the weights
+  // seldom; rather one that fills L2 than two.
+  static Index usual_tiles(const Job& job) noexcept {
+    const Index least = job.in_channels * job.out_channels > Index{1} << 15 ? 64 : 24;
+    return std::clamp<Index>(512 * 1024 / bytes_of_tile(job) / 8 * 8, least, 256);
   }
-  // Threads that work on blocks of their own: where there are enough, and weights that all of them may read; a small
-  // convolution does not pay for meeting three times.
-  Index slots(Index all) const noexcept {
-    const Index weights = t_.points() * packed_;
-    return (all >= threads_ * block_ && weights < Index{1} << 21) || (all >= threads_ * 4 && weights < Index{1} << 18)
-               ? threads_
-               : 1;
+  static Index most_tiles(const Job& job) noexcept {
+    const Index usual = usual_tiles(job);
+    return std::clamp<Index>(1024 * 1024 / bytes_of_tile(job), usual, usual * 3 / 2);
   }
-  // Blocks of even size, as many for each thread.
-  Index block_of(Index all, Index threads) const noexcept {
-    const Index each = std::max<Index>(1, (all + block_ * threads - 1) / (block_ * threads));
-    return (all + each * threads - 1) / (each * threads);
+  static Index bytes_of_tile(const Job& job) noexcept {
+    return job.points() * ((job.method.halves ? 2 : 4) * job.in_channels + 4 * job.out_channels);
+  }
+  static Index block_of(Index tiles, const Job& job) noexcept {
+    if (tiles <= most_tiles(job)) return tiles;
+    const Index usual = usual_tiles(job), blocks = (tiles + usual - 1) / usual;
+    return (tiles + blocks - 1) / blocks;
   }
   // Floats of a block's transforms, the input's first.
   Index slot(Index tiles) const noexcept { return input_floats(tiles) + t_.points() * plane(tiles, out_channels_); }
@@ -183,73 +225,50 @@ class WinogradPlan {
     return method_.halves ? values / 2 : values;
   }
 
-  void run_block(const float* in, float* out, kernel::Winograd output, Index first, Index count, float* left,
-                 const kernel::Kernels& kernels, ExecutorRef executor) const noexcept {
+  // The outputs of these tiles in these blocks of 16 channels.
+  void run_block(const float* in, float* out, kernel::Winograd output, kernel::Range tiles, kernel::Range panels,
+                 float* left, const kernel::Kernels& kernels) const noexcept {
     kernel::Winograd input = t_;
+    const Index count = tiles.last - tiles.first, channel = panels.first * kernel::column_block;
+    input.first = output.first = tiles.first;
     input.count = output.count = count;
-    input.channels = in_channels_, input.plane = plane(count, in_channels_);
-    output.channels = out_channels_, output.plane = plane(count, out_channels_);
+    input.pixel = input.channels = in_channels_;
+    output.pixel = out_channels_;
+    output.channels = std::min(panels.last * kernel::column_block, out_channels_) - channel;
+    input.plane = plane(count, in_channels_), output.plane = plane(count, output.channels);
     input.block = output.block = rows(count) * kernel::column_block;
+    if (output.bias) output.bias += channel;
+    if (output.residual) output.residual += channel;
     auto* products = left + input_floats(count);
     auto* half = reinterpret_cast<std::uint16_t*>(left);
-    const auto part_of = [&](kernel::Winograd w, kernel::Range tiles) {
-      w.first = first + tiles.first, w.count = tiles.last - tiles.first;
-      return w;
-    };
-    // To transform few tiles takes less time than to meet for it.
-    const bool few = method_.plain_weights && count <= kernel::WinogradProducts::rows;
-    const ExecutorRef transforming = few ? ExecutorRef() : executor;
-    kernel::each_range(transforming, count, 1, [&](kernel::Range tiles) {
-      const Index place = tiles.first * kernel::column_block;
-      if (method_.halves) {
-        kernels.bf16->winograd_input(part_of(input, tiles), in, half + place);
-      } else {
-        kernels.winograd_input(part_of(input, tiles), in, left + place);
-      }
-    });
+    method_.halves ? kernels.bf16->winograd_input(input, in, half) : kernels.winograd_input(input, in, left);
     if (method_.plain_weights) {
-      multiply_plain(input, output, left, products, kernels, executor);
+      kernel::WinogradProducts g;
+      g.m = count, g.k = in_channels_;
+      g.a = left, g.a_plane = input.plane, g.a_block = input.block;
+      g.weights = weights_.view().f32() + channel * 9 * in_channels_;
+      g.c = products, g.c_plane = output.plane, g.c_block = output.block;
+      g.blocks = panels.last - panels.first;
+      kernels.winograd_products(g);
     } else if (method_.halves) {
-      multiply<kernel::Bf16BlockedGemm>(input, output, half, products, kernels.bf16->blocked_gemm, executor);
+      multiply<kernel::Bf16BlockedGemm>(input, output, half, products, channel, kernels.bf16->blocked_gemm);
     } else {
-      multiply<kernel::BlockedGemm>(input, output, left, products, kernels.blocked_gemm, executor);
+      multiply<kernel::BlockedGemm>(input, output, left, products, channel, kernels.blocked_gemm);
     }
-    kernel::each_range(transforming, count, 1, [&](kernel::Range tiles) {
-      kernels.winograd_output(part_of(output, tiles), products + tiles.first * kernel::column_block, out);
-    });
+    kernels.winograd_output(output, products, out + channel);
   }
 
-  // The products of all points, of tiles in the planes of `in` to those of `out`.
+  // The products of all points, of tiles in the planes of `in` to those of `out`, whose channels begin at `channel`.
   template <class Product, class T>
-  void multiply(const kernel::Winograd& in, const kernel::Winograd& out, const T* tiles, float* products,
-                void (*run)(const Product&) noexcept, ExecutorRef executor) const noexcept {
-    kernel::each_range(executor, t_.points(), 1, [&](kernel::Range points) {
-      Product g;
-      g.m = in.count, g.n = out_channels_, g.k = in_channels_;
-      g.a_block = in.block, g.c_block = out.block;
-      for (Index p = points.first; p < points.last; ++p) {
-        g.a = tiles + p * in.plane;
-        g.b = static_cast<const T*>(weights_.data()) + p * packed_;
-        g.c = products + p * out.plane;
-        run(g);
-      }
-    });
-  }
-  void multiply_plain(const kernel::Winograd& in, const kernel::Winograd& out, const float* tiles, float* products,
-                      const kernel::Kernels& kernels, ExecutorRef executor) const noexcept {
-    const Index blocks = kernel::padded_columns(out_channels_) / kernel::column_block;
-    // Every thread reads what one has transformed: of four tiles with 64 x 64 channels that took longer than all
-    // products.
-    const bool pays = packed_ * in.count >= Index{1} << 17;
-    kernel::each_range(pays ? executor : ExecutorRef(), blocks, 1, [&](kernel::Range some) {
-      kernel::WinogradProducts g;
-      g.m = in.count, g.k = in_channels_;
-      g.a = tiles, g.a_plane = in.plane, g.a_block = in.block;
-      g.weights = weights_.view().f32();
-      g.c = products, g.c_plane = out.plane, g.c_block = out.block;
-      g.first = some.first, g.last = some.last;
-      kernels.winograd_products(g);
-    });
+  void multiply(const kernel::Winograd& in, const kernel::Winograd& out, const T* tiles, float* products, Index channel,
+                void (*run)(const Product&) noexcept) const noexcept {
+    constexpr Index together = sizeof(float) / sizeof(T);
+    Product g;
+    g.m = in.count, g.n = out.channels, g.k = in_channels_;
+    g.a_block = in.block, g.c_block = out.block;
+    g.a = tiles, g.c = products;
+    g.b = static_cast<const T*>(weights_.data()) + channel * ((in_channels_ + together - 1) / together * together);
+    for (Index p = 0; p < t_.points(); ++p, g.a += in.plane, g.b += packed_, g.c += out.plane) run(g);
   }
 
   static constexpr Index strip_tiles(Index tiles) noexcept {
@@ -332,7 +351,8 @@ class WinogradPlan {
     }
   }
 
-  Index in_channels_ = 0, out_channels_ = 0, threads_ = 1, block_ = 0, packed_ = 0;
+  Index in_channels_ = 0, out_channels_ = 0, threads_ = 1, lanes_ = 16, packed_ = 0;
+  double copied_ = 0;  // share of the tiles
   WinogradMethod method_;
   kernel::Winograd t_;
   Tensor weights_;
