@@ -12,6 +12,7 @@
 #include "evaluation.hpp"
 #include "memory.hpp"
 #include "offramp/calibrate/prices.hpp"
+#include "offramp/graph/layer_times.hpp"
 #include "offramp/offramp.hpp"
 #include "output.hpp"
 
@@ -64,54 +65,35 @@ inline BenchResult measure(const offramp::Model& m, Index batch, int threads, do
   r.batch = m.runs_single_samples() ? 1 : batch;
   r.threads = threads;
   r.memory_bytes = m.memory_bytes(r.batch);
-  auto state = m.make_layer_state(r.batch);
-  std::vector<float> samples(static_cast<std::size_t>(r.batch * m.sample_size()));
-  std::uint32_t seed = 1;
-  for (float& x : samples)
-    x = static_cast<float>((seed = seed * 1103515245 + 12345) >> 8) / static_cast<float>(1 << 24);
-  const bool is_float = !m.inputs().empty() && m.inputs()[0].type == offramp::DType::f32;
+  offramp::RepeatedRun run(m, r.batch);
   const auto layers = m.layers();
-  const auto run = [&](std::vector<double>* each) {
-    if (is_float) m.load(state, samples.data(), r.batch);
-    if (each) each->assign(layers.size(), 0);
-    auto watch = [&](std::size_t i, const auto& layer) {
-      if (!each) return layer();
-      const auto start = clock::now();
-      const bool good = layer();
-      (*each)[i] += ms_since(start);
-      return good;
-    };
-    const bool ok = m.run_layers(state, watch, each != nullptr);
-    OFFRAMP_REQUIRE(ok, "an index in the data is out of range");
-  };
   for (const auto& l : layers) {
     if (!l.is_head) r.cost += l.cost * r.batch;
   }
   const auto until = [](double s) {
     return clock::now() + std::chrono::duration_cast<clock::duration>(std::chrono::duration<double>(s));
   };
-  for (const auto end = until(std::min(0.5, seconds / 4)); clock::now() < end;) run(nullptr);
+  for (const auto end = until(std::min(0.5, seconds / 4)); clock::now() < end;) run.run();
   std::vector<double> ms;
   for (const auto end = until(seconds); clock::now() < end || ms.size() < 5;) {
     const auto start = clock::now();
-    run(nullptr);
+    run.run();
     ms.push_back(ms_since(start));
   }
   r.runs = ms.size();
   r.best_ms = *std::min_element(ms.begin(), ms.end());
   r.latency = latency_of(ms);
-  r.joules = joules_of([&] { run(nullptr); });
+  r.joules = joules_of([&] { run.run(); });
   if (per_layer) {
     std::vector<std::vector<double>> all(layers.size());
-    std::vector<double> one(layers.size());
     const auto end = until(seconds);
     do {
-      run(&one);
+      const auto one = run.layer_ms();
       for (std::size_t i = 0; i < one.size(); ++i) all[i].push_back(one[i]);
     } while (clock::now() < end || all[0].size() < 5);
     for (std::size_t i = 0; i < layers.size(); ++i) r.layers.push_back({i, latency_of(all[i]).p50});
     std::stable_partition(r.layers.begin(), r.layers.end(), [&](const auto& t) { return !layers[t.layer].is_head; });
-    if (m.exit_count() > 1 && is_float) r.exits = offramp::measured_prices(m, samples);
+    if (m.exit_count() > 1) r.exits = offramp::measured_prices(m, run.samples());
   }
   r.peak_gflops = peak_gflops(m.isa()) * threads;
   return r;

@@ -18,6 +18,7 @@
 #include "data.hpp"
 #include "evaluation.hpp"
 #include "npy.hpp"
+#include "offramp/graph/tune.hpp"
 #include "offramp/offramp.hpp"
 #include "optimize.hpp"
 #include "output.hpp"
@@ -35,7 +36,7 @@ struct Common {
   std::vector<Index> shape;
   std::string isa;
   Index winograd = 6;
-  bool bf16 = false;
+  bool bf16 = false, tune = false;
 
   ModelOptions options() const {
     ModelOptions o;
@@ -53,8 +54,11 @@ struct Common {
   }
   Model load() const { return offramp::load_onnx(model, options()); }
   /// To run it and no more.
-  Model load_to_run() const {
+  Model load_to_run(Index batch = 1, int threads = 1) const {
     ModelOptions o = options();
+    o.batch = batch;
+    if (threads > 1) o.pool = std::make_shared<offramp::ThreadPool>(threads);
+    if (tune) o.conv_methods = offramp::tune_convolutions(load().graph(), o);
     o.keep_graph = false;
     return offramp::load_onnx(model, o);
   }
@@ -195,7 +199,7 @@ std::string carried_policy(const Model& m) {
 
 int eval(const Common& c, const std::string& spec, std::string policy, int threads, Index batch,
          const std::string& report_path) {
-  const Model m = c.load_to_run();
+  const Model m = c.load_to_run(batch);
   require_exits(m);
   if (policy.empty()) policy = carried_policy(m);
   const auto p = offramp::parse_policy(policy);
@@ -299,11 +303,7 @@ int cache(const Common& c, const CacheCommand& o) {
 }
 
 int bench(const Common& c, Index batch, int threads, double seconds, bool per_layer) {
-  ModelOptions options = c.options();
-  options.batch = batch;
-  options.keep_graph = false;
-  if (threads > 1) options.pool = std::make_shared<offramp::ThreadPool>(threads);
-  const Model m = offramp::load_onnx(c.model, options);
+  const Model m = c.load_to_run(batch, threads);
   const BenchResult r = measure(m, batch, threads, seconds, per_layer);
   if (c.as_json)
     std::cout << to_json(r, m).dump(2) << '\n';
@@ -377,6 +377,8 @@ int main(int argc, char** argv) {
   Index batch = 1;
   CLI::App* eval_command =
       command("eval", "Measures accuracy, agreement, FLOPs and latency of a policy against the full network");
+  const char* const tune_text = "choose the methods of convolutions by timing them, not by a cost model";
+  eval_command->add_flag("--tune", c.tune, tune_text);
   eval_command->add_option("--data", spec, "the data set")->required();
   eval_command->add_option("--policy", policy, "when to leave (default: what the file carries)");
   eval_command->add_option("--threads", threads, "sessions at work side by side")
@@ -563,6 +565,7 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   bench_command->add_flag("--per-layer", per_layer,
                           "also each layer alone, with its algorithm, and each exit's stage and head");
+  bench_command->add_flag("--tune", c.tune, tune_text);
   bench_command->add_option("--winograd", c.winograd, "largest tile of Winograd convolutions: 6, 4, 2, or 0 for none")
       ->check(CLI::IsMember({0, 2, 4, 6}))
       ->capture_default_str();

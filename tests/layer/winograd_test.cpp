@@ -59,7 +59,7 @@ TEST(Winograd, EqualsSevenLoops) {
     window.begin = {0, c.top, c.left}, window.end = {0, c.bottom, c.right};
     const auto in = channels_last(x, c.batch, c.in, c.h * c.w),
                extra = channels_last(residual, c.batch, c.out, c.out_h() * c.out_w());
-    for (const WinogradMethod& method : {WinogradMethod{2}, {4}, {6}, {2, true}, {4, true}, {4, false, true}}) {
+    for (const ConvMethod& method : {ConvMethod{2}, {4}, {6}, {2, true}, {4, true}, {4, false, true}}) {
       const double tolerance = method.halves ? (method.m == 4 ? 0.12 : 0.02) : method.m == 6 ? 4e-5 : 1e-5;
       for (const Isa isa : available_isas()) {
         if (method.halves && !kernel::kernels_for(isa).bf16) continue;
@@ -95,7 +95,7 @@ TEST(Winograd, EqualsSevenLoops) {
 TEST(Winograd, ThreadsShareTilesOrChannels) {
   struct Case {
     Index size, in, out;
-    WinogradMethod method;
+    ConvMethod method;
     Index threads, of_tiles, of_channels;
   };
   for (const Case& c : {Case{40, 64, 64, {4}, 2, 2, 1},
@@ -171,7 +171,7 @@ TEST(Winograd, SmallerBatchesNeedNoMoreScratch) {
   Window window;
   window.in = window.out = {1, 56, 56}, window.kernel = {1, 3, 3}, window.begin = window.end = {0, 1, 1};
   const std::vector<float> w(64 * 64 * 9, 0.1f);
-  for (const WinogradMethod& method : {WinogradMethod{2}, {4}, {6}, {4, false, true}}) {
+  for (const ConvMethod& method : {ConvMethod{2}, {4}, {6}, {4, false, true}}) {
     for (const Index threads : {1, 2, 5}) {
       const WinogradPlan plan(window, 64, 64, method, w.data(), threads);
       for (Index batch = 1; batch < 9; ++batch) EXPECT_LE(plan.scratch_bytes(batch), plan.scratch_bytes(batch + 1));

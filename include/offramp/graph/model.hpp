@@ -36,6 +36,9 @@ struct ModelOptions {
   /// False lets the file's weights go as they are packed, so that they are in memory once: what only runs needs no
   /// more. Such a model is not written, cached or compressed again. A graph without a plan is kept all the same.
   bool keep_graph = true;
+  /// How convolutions are done, as `tune_convolutions` (graph/tune.hpp) found by timing; a cost model chooses where
+  /// there is none, or where it does not fit.
+  std::shared_ptr<const ConvMethods> conv_methods;
   std::shared_ptr<ThreadPool> pool;  ///< does the parts of an operation; null: the calling thread alone
 };
 

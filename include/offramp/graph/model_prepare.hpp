@@ -107,7 +107,7 @@ OFFRAMP_SEPARABLE void Model::Data::plan(Data& d) {
                              kernels,
                              d.options.limits,
                              {kernels, d.options.batch, d.options.pool ? d.options.pool->threads() : 1,
-                              d.options.winograd_tile, d.options.bf16}};
+                              d.options.winograd_tile, d.options.bf16, nullptr}};
   const Graph& source = d.source;
   OFFRAMP_REQUIRE(!source.inputs.empty(), "the network has no input");
   for (const ValueId v : source.inputs)
@@ -387,7 +387,11 @@ OFFRAMP_SEPARABLE void Model::Data::pack(Data& d, const Inference& two, const In
     const bool ran = std::any_of(node.outputs.begin(), node.outputs.end(), [&](ValueId v) {
       return v != no_value && !two.known[static_cast<std::size_t>(v)].empty();
     });
-    if (!ran) at_node(node, [&] { s.op->prepare(in, context.prepare); });
+    PrepareOptions how = context.prepare;
+    if (const ConvMethods* methods = d.options.conv_methods.get()) {
+      if (const auto at = methods->find(layer.name); at != methods->end()) how.conv_method = &at->second;
+    }
+    if (!ran) at_node(node, [&] { s.op->prepare(in, how); });
     layer.algorithm = s.is_view ? "view" : s.op->algorithm();
     if (!s.is_view) {
       const auto moved = [](std::span<const TensorView> of) {

@@ -55,7 +55,7 @@ class ConvPlan {
                     static_cast<std::size_t>(out_group) * sizeof(float));
       }
     }
-    const WinogradMethod method = choose(options);
+    const ConvMethod method = choose(options);
     if (method.m > 0) {
       kind_ = Kind::winograd;
       winograd_ = WinogradPlan(w_, in_channels, out_channels, method, weights, options.threads, options.kernels.lanes);
@@ -234,38 +234,40 @@ class ConvPlan {
     std::fill(filled, out + w_.padded_count() * in_channels_, std::uint16_t{0});
   }
 
-  // What the cost model expects to be fastest; where tiles multiply bfloat16 many times as fast as float32, those. With
-  // m = 0 the direct product.
-  WinogradMethod choose(const PrepareOptions& options) const noexcept {
-    const double weights = static_cast<double>(w_.taps() * in_channels_ * kernel::padded_columns(out_channels_));
-    const auto direct = [&](bool halves) {
-      const double rate = halves ? bf16_multiply_adds_per_cycle : multiply_adds_per_cycle(options.kernels.lanes);
-      const double products = static_cast<double>(options.batch * w_.out_count()) * weights;
-      return kernel::cycles_with_weights(
-          products / (kernel::product_share * rate * static_cast<double>(options.threads)), (halves ? 2 : 4) * weights);
-    };
-    WinogradMethod best;
-    double least = direct(false);
-    const auto consider = [&](double cycles, const WinogradMethod& method) {
-      if (cycles < least) least = cycles, best = method;
-    };
-    const auto consider_tiles = [&](const WinogradMethod& method) {
-      if (!WinogradPlan::fits(w_, group_) || in_channels_ <= 4 || out_channels_ < 4) return;
-      if (method.m > options.winograd_tile) return;
-      consider(WinogradPlan::cycles(w_, in_channels_, out_channels_, method, options.batch, options.kernels.lanes,
-                                    options.threads),
-               method);
-    };
-    for (const Index m : {2, 4, 6}) consider_tiles({m});
-    if (options.kernels.winograd_products && WinogradPlan::has_few_tiles(w_, options.batch))
-      consider_tiles({4, false, true});
-    if (options.bf16 && options.kernels.bf16 && group_ == 1) {
-      const bool row_is_run = w_.dilation[2] == 1 || w_.is_pointwise();
-      if (row_is_run && options.kernels.bf16->has_tiles) return {0, true};
-      if (row_is_run) consider(direct(true), {0, true});
-      for (const Index m : {2, 4}) consider_tiles({m, true});
+  // Whether it can be done so.
+  bool allows(const ConvMethod& method, const PrepareOptions& options) const noexcept {
+    const bool halves = options.bf16 && options.kernels.bf16 && group_ == 1;
+    if (method.halves && (!halves || method.m == 6 || method.plain_weights)) return false;
+    if (method.m == 0) return !method.plain_weights && (!method.halves || w_.dilation[2] == 1 || w_.is_pointwise());
+    if (method.m != 2 && method.m != 4 && method.m != 6) return false;
+    if (method.plain_weights && (method.m != 4 || !options.kernels.winograd_products)) return false;
+    return WinogradPlan::fits(w_, group_) && in_channels_ > 4 && out_channels_ >= 4 &&
+           method.m <= options.winograd_tile;
+  }
+
+  // What was asked for, else what the cost model expects to be fastest; where tiles multiply bfloat16 many times as
+  // fast as float32, those.
+  ConvMethod choose(const PrepareOptions& options) const noexcept {
+    if (options.conv_method && allows(*options.conv_method, options)) return *options.conv_method;
+    if (allows({0, true}, options) && options.kernels.bf16->has_tiles) return {0, true};
+    ConvMethod best;
+    double least = cycles(best, options);
+    for (const ConvMethod& method : all_conv_methods) {
+      if (!allows(method, options) || (method.plain_weights && !WinogradPlan::has_few_tiles(w_, options.batch)))
+        continue;
+      if (const double cycles = this->cycles(method, options); cycles < least) least = cycles, best = method;
     }
     return best;
+  }
+  double cycles(const ConvMethod& method, const PrepareOptions& options) const noexcept {
+    const Index lanes = options.kernels.lanes;
+    if (method.m > 0)
+      return WinogradPlan::cycles(w_, in_channels_, out_channels_, method, options.batch, lanes, options.threads);
+    const double weights = static_cast<double>(w_.taps() * in_channels_ * kernel::padded_columns(out_channels_)),
+                 rate = method.halves ? bf16_multiply_adds_per_cycle : multiply_adds_per_cycle(lanes),
+                 products = static_cast<double>(options.batch * w_.out_count()) * weights;
+    return kernel::cycles_with_weights(products / (kernel::product_share * rate * static_cast<double>(options.threads)),
+                                       (method.halves ? 2 : 4) * weights);
   }
 
   static float* floats(Tensor& t) noexcept { return static_cast<float*>(t.mutable_data()); }

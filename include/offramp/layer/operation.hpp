@@ -17,6 +17,7 @@
 #include "offramp/core/tensor.hpp"
 #include "offramp/flops/cost.hpp"
 #include "offramp/kernel/kernels.hpp"
+#include "offramp/layer/conv_method.hpp"
 #include "offramp/layer/node.hpp"
 
 namespace offramp {
@@ -35,6 +36,8 @@ struct PrepareOptions {
   Index threads = 1;        ///< of the executor that will run it
   Index winograd_tile = 6;  ///< largest tile of Winograd convolutions: 2, 4 or 6; 0: none
   bool bf16 = false;        ///< products may be done in bfloat16
+  /// Of this convolution, if it can be done so; else, and where there is none, a cost model chooses.
+  const ConvMethod* conv_method = nullptr;
 };
 
 /// What a running operation is given. Outputs have the shapes that `infer` found; absent inputs have type `none`.

@@ -17,17 +17,11 @@
 #include "offramp/kernel/isa.hpp"
 #include "offramp/kernel/pack.hpp"
 #include "offramp/kernel/split.hpp"
+#include "offramp/layer/conv_method.hpp"
 #include "offramp/layer/fused.hpp"
 #include "offramp/layer/window.hpp"
 
 namespace offramp {
-
-/// How a convolution is done by Winograd's algorithm.
-struct WinogradMethod {
-  Index m = 0;                 ///< output pixels of a tile along each axis: 2, 4 or (in float32) 6; 0: not by it
-  bool halves = false;         ///< transformed inputs and weights are bfloat16
-  bool plain_weights = false;  ///< F(4 x 4) in float32 alone: weights are transformed while they are used
-};
 
 /// F(m x m, 3 x 3) of Lavin and Gray (CVPR 2016): a tile of m x m outputs takes (m + 2)^2 multiplications instead of
 /// 9 m^2, between a transformation of the input and one of the output. The tiles of a batch are cut into blocks whose
@@ -51,8 +45,8 @@ class WinogradPlan {
 
   /// `weights` is [out_channels][in_channels][3][3]; `threads` as the executor of `forward` has, `lanes` as its
   /// kernels.
-  WinogradPlan(const Window& w, Index in_channels, Index out_channels, const WinogradMethod& method,
-               const float* weights, Index threads = 1, Index lanes = 16)
+  WinogradPlan(const Window& w, Index in_channels, Index out_channels, const ConvMethod& method, const float* weights,
+               Index threads = 1, Index lanes = 16)
       : in_channels_(in_channels), out_channels_(out_channels), threads_(threads), lanes_(lanes), method_(method) {
     t_.m = method.m;
     t_.in_h = w.in[1], t_.in_w = w.in[2], t_.out_h = w.out[1], t_.out_w = w.out[2];
@@ -72,8 +66,8 @@ class WinogradPlan {
   /// Cycles that a batch is expected to take: products, the vector instructions of the transformations, and the way of
   /// the weights, once to the core and again for every block of tiles. Large tiles lose where the weights are many and
   /// the pixels few.
-  static double cycles(const Window& w, Index in_channels, Index out_channels, const WinogradMethod& method,
-                       Index batch, Index lanes, Index threads = 1) noexcept {
+  static double cycles(const Window& w, Index in_channels, Index out_channels, const ConvMethod& method, Index batch,
+                       Index lanes, Index threads = 1) noexcept {
     const Job job{method, in_channels, out_channels, lanes, share_of_copied_tiles(w, method.m)};
     return parts_of(job, batch * tiles_of(w, method.m), threads).cycles;
   }
@@ -138,7 +132,7 @@ class WinogradPlan {
  private:
   // What a cost is reckoned from, besides the tiles.
   struct Job {
-    WinogradMethod method;
+    ConvMethod method;
     Index in_channels = 0, out_channels = 0, lanes = 16;
     double copied = 0;  // share of the tiles
 
@@ -165,7 +159,7 @@ class WinogradPlan {
 
   // Of one thread.
   static double cycles_of(const Job& job, Index tiles, Index out_channels) noexcept {
-    const WinogradMethod& method = job.method;
+    const ConvMethod& method = job.method;
     const Index points = job.points(), block = block_of(tiles, job), blocks = (tiles + block - 1) / block;
     const auto n = static_cast<std::size_t>(method.m / 2 - 1);
     // Of a point and a vector, measured; a tile that reaches over an edge by more than a pixel is copied first.
@@ -353,7 +347,7 @@ class WinogradPlan {
 
   Index in_channels_ = 0, out_channels_ = 0, threads_ = 1, lanes_ = 16, packed_ = 0;
   double copied_ = 0;  // share of the tiles
-  WinogradMethod method_;
+  ConvMethod method_;
   kernel::Winograd t_;
   Tensor weights_;
 };
