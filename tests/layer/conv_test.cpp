@@ -10,29 +10,32 @@ namespace {
 
 // Runs the ONNX operator on NCHW data, as a file would.
 std::vector<float> run_conv(const test::ConvCase& c, const Tensor& x, const Tensor& w, const Tensor& b,
-                            const kernel::Kernels& kernels, Cost* cost = nullptr) {
+                            const kernel::Kernels& kernels, Cost* cost = nullptr, ThreadPool* pool = nullptr) {
   ConvOperation op(c.node(), 13);
   const std::vector<TensorView> in{x.view(), w.view(), b.empty() ? TensorView{} : b.view()};
   std::vector<TensorView> out(1);
   op.infer(in, out);
-  op.prepare(in, {kernels});
+  PrepareOptions how{kernels};
+  if (pool) how.threads = pool->threads();
+  op.prepare(in, how);
   Tensor y(out[0].type, out[0].shape);
   out[0] = y.view();
   const auto scratch = allocate_aligned(op.scratch_bytes(in, out));
-  EXPECT_TRUE(op.forward({in, out, scratch.get(), kernels}));
+  EXPECT_TRUE(op.forward({in, out, scratch.get(), kernels, pool ? ExecutorRef(*pool) : ExecutorRef()}));
   if (cost) *cost = op.cost(in, out);
   const auto v = y.values<float>();
   return {v.begin(), v.end()};
 }
 
-// Random shapes and options: every kind of convolution that the plan tells apart.
+// Random shapes and options: every kind of convolution that the plan tells apart, by one thread and by two.
 TEST(Conv, EqualsSevenLoopsOverRandomCases) {
   std::mt19937 engine(7);
+  ThreadPool pool(2);
   const auto pick = [&](std::initializer_list<Index> from) { return *(from.begin() + engine() % from.size()); };
   for (int trial = 0; trial < 250; ++trial) {
     test::ConvCase c;
     c.batch = pick({1, 2, 3});
-    c.h = pick({1, 5, 7, 12}), c.w = pick({3, 8, 13});
+    c.h = pick({1, 5, 7, 12}), c.w = pick({3, 8, 13, 70});
     c.kh = std::min(c.h, pick({1, 2, 3, 5})), c.kw = pick({1, 3});
     c.sh = pick({1, 2}), c.sw = pick({1, 2, 3});
     c.dh = c.h > 2 * c.kh ? pick({1, 2}) : 1, c.dw = c.kw == 3 && c.w > 6 ? pick({1, 2}) : 1;
@@ -51,6 +54,8 @@ TEST(Conv, EqualsSevenLoopsOverRandomCases) {
       Cost cost;
       const auto y = run_conv(c, x, w, b, kernel::kernels_for(isa), &cost);
       ASSERT_LT(test::relative_error(y, expected), 1e-5) << c.text() << " on " << name_of(isa);
+      const auto shared = run_conv(c, x, w, b, kernel::kernels_for(isa), nullptr, &pool);
+      ASSERT_LT(test::relative_error(shared, expected), 1e-5) << c.text() << " on " << name_of(isa) << ", two threads";
       ASSERT_EQ(cost.macs, static_cast<Index>(expected.size()) * c.in / c.group * c.kh * c.kw);
       ASSERT_EQ(cost.flops, 2 * cost.macs + (b.empty() ? 0 : static_cast<Index>(expected.size())));
     }

@@ -155,18 +155,19 @@ class ConvPlan {
     g.m = joined ? batch * pixels : pixels;
     g.columns_outside = kernel::prefer_columns_outside(g.m, out_group, taps_ * run_);
     if (!joined) g.offsets = offsets_.data();
-    for (Index image = 0; image < (joined ? 1 : batch); ++image) {
+    each_image(joined ? 1 : batch, executor, [&](Index image, ExecutorRef inside) {
       const float* x = in + image * w_.in_count() * in_channels_;
+      kernel::Gemm one = g;
       for (Index group = 0; group < group_; ++group) {
-        g.a = x + group * (in_channels_ / group_);
-        g.lda = in_channels_;
-        g.b = weights_.view().f32() + group * packed_;
-        g.bias = has_bias_ ? bias_.view().f32() + group * kernel::padded_columns(out_group) : nullptr;
-        g.residual = residual ? residual + image * pixels * out_channels_ + group * out_group : nullptr;
-        g.c = out + image * pixels * out_channels_ + group * out_group;
-        kernel::gemm(g, kernels, executor);
+        one.a = x + group * (in_channels_ / group_);
+        one.lda = in_channels_;
+        one.b = weights_.view().f32() + group * packed_;
+        one.bias = has_bias_ ? bias_.view().f32() + group * kernel::padded_columns(out_group) : nullptr;
+        one.residual = residual ? residual + image * pixels * out_channels_ + group * out_group : nullptr;
+        one.c = out + image * pixels * out_channels_ + group * out_group;
+        kernel::gemm(one, kernels, inside);
       }
-    }
+    });
   }
 
  private:
@@ -268,6 +269,15 @@ class ConvPlan {
                  products = static_cast<double>(options.batch * w_.out_count()) * weights;
     return kernel::cycles_with_weights(products / (kernel::product_share * rate * static_cast<double>(options.threads)),
                                        (method.halves ? 2 : 4) * weights);
+  }
+
+  // Calls f(image, executor of its parts): threads share the images of a batch where these come out even, so that a
+  // core reads what it has written one layer before; else each image.
+  template <class F>
+  static void each_image(Index batch, ExecutorRef executor, F&& f) noexcept {
+    const bool shares = executor.threads() > 1 && batch % executor.threads() == 0;
+    if (shares) return executor.each(batch, [&](Index image) { f(image, ExecutorRef()); });
+    for (Index image = 0; image < batch; ++image) f(image, executor);
   }
 
   static float* floats(Tensor& t) noexcept { return static_cast<float*>(t.mutable_data()); }
