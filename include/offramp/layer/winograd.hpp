@@ -208,7 +208,7 @@ class WinogradPlan {
     return job.points() * ((job.method.halves ? 2 : 4) * job.in_channels + 4 * job.out_channels);
   }
   static Index block_of(Index tiles, const Job& job) noexcept {
-    if (tiles <= most_tiles(job)) return tiles;
+    if (tiles <= most_tiles(job)) return std::max<Index>(1, tiles);
     const Index usual = usual_tiles(job), blocks = (tiles + usual - 1) / usual;
     return (tiles + blocks - 1) / blocks;
   }
