@@ -12,7 +12,7 @@
 #include "evaluation.hpp"
 #include "memory.hpp"
 #include "offramp/calibrate/prices.hpp"
-#include "offramp/graph/layer_times.hpp"
+#include "offramp/graph/repeated_run.hpp"
 #include "offramp/offramp.hpp"
 #include "output.hpp"
 

@@ -11,8 +11,8 @@
 #include <utility>
 #include <vector>
 
-#include "offramp/graph/layer_times.hpp"
 #include "offramp/graph/model.hpp"
+#include "offramp/graph/repeated_run.hpp"
 #include "offramp/layer/conv_method.hpp"
 
 namespace offramp {

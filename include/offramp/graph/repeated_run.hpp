@@ -1,5 +1,5 @@
-/// @file layer_times.hpp
-/// How long each layer of a prepared network takes.
+/// @file repeated_run.hpp
+/// A prepared network again and again, and how long each of its layers takes.
 #pragma once
 
 #include <chrono>
