@@ -47,11 +47,10 @@ class WinogradPlan {
   /// kernels.
   WinogradPlan(const Window& w, Index in_channels, Index out_channels, const ConvMethod& method, const float* weights,
                Index threads = 1, Index lanes = 16)
-      : in_channels_(in_channels), out_channels_(out_channels), threads_(threads), lanes_(lanes), method_(method) {
+      : threads_(threads), job_{method, in_channels, out_channels, lanes, share_of_copied_tiles(w, method.m)} {
     t_.m = method.m;
     t_.in_h = w.in[1], t_.in_w = w.in[2], t_.out_h = w.out[1], t_.out_w = w.out[2];
     t_.pad_top = w.begin[1], t_.pad_left = w.begin[2];
-    copied_ = share_of_copied_tiles(w, method.m);
     packed_ = method.halves ? kernel::bf16_packed_size(1, in_channels, out_channels)
                             : kernel::packed_size(in_channels, out_channels);
     weights_ = Tensor(method.halves ? DType::bf16 : DType::f32, {method.plain_weights ? 9 : t_.points(), packed_});
@@ -79,12 +78,12 @@ class WinogradPlan {
 
     Index count() const noexcept { return of_tiles * of_channels; }
   };
-  Parts parts(Index batch) const noexcept { return parts_of(job(), batch * tiles(), threads_); }
+  Parts parts(Index batch) const noexcept { return parts_of(job_, batch * tiles(), threads_); }
 
   std::string text() const {
     const std::string m = std::to_string(t_.m);
-    return (method_.halves ? "bf16 winograd F(" : "winograd F(") + m + "x" + m + ",3x3)" +
-           (method_.plain_weights ? " of plain weights" : "");
+    return (job_.method.halves ? "bf16 winograd F(" : "winograd F(") + m + "x" + m + ",3x3)" +
+           (job_.method.plain_weights ? " of plain weights" : "");
   }
   Index tiles() const noexcept { return t_.tiles_down() * t_.tiles_across(); }
 
@@ -93,19 +92,19 @@ class WinogradPlan {
     const Index n = t_.m == 2 ? 0 : t_.m == 4 ? 1 : 2;
     static constexpr std::array<Index, 3> input{4, 20, 44}, output{4, 12, 34};  // of one column of a tile
     const Index points = t_.m + 2, all = batch * tiles(),
-                weights = in_channels_ * kernel::padded_columns(out_channels_);
+                weights = job_.in_channels * kernel::padded_columns(job_.out_channels);
     Index products = 2 * all * t_.points() * weights;
-    if (method_.plain_weights) {  // 102 to transform the weights of a pair of channels
+    if (job_.method.plain_weights) {  // 102 to transform the weights of a pair of channels
       const Index rows = kernel::WinogradProducts::rows;
       products = strip_tiles(all) / rows * (2 * rows * t_.points() + 102) * weights;
     }
-    return products + all * (2 * points * input[static_cast<std::size_t>(n)] * in_channels_ +
-                             (points + t_.m) * output[static_cast<std::size_t>(n)] * out_channels_);
+    return products + all * (2 * points * input[static_cast<std::size_t>(n)] * job_.in_channels +
+                             (points + t_.m) * output[static_cast<std::size_t>(n)] * job_.out_channels);
   }
 
   std::size_t scratch_bytes(Index batch) const noexcept {
     const Index all = batch * tiles();
-    return static_cast<std::size_t>(threads_ * slot(std::min(most_tiles(job()), all))) * sizeof(float);
+    return static_cast<std::size_t>(threads_ * slot(std::min(most_tiles(job_), all))) * sizeof(float);
   }
 
   /// All [batch][h][w][channels]; `bias` and `residual` may be null.
@@ -117,12 +116,12 @@ class WinogradPlan {
     output.activation = tail.activation, output.alpha = tail.alpha, output.beta = tail.beta;
     const Index all = batch * tiles();
     const Parts shared = executor.threads() == 1 ? Parts{} : parts(batch);
-    const Index panels = kernel::padded_columns(out_channels_) / kernel::column_block,
-                own_memory = slot(std::min(most_tiles(job()), all));
+    const Index panels = kernel::padded_columns(job_.out_channels) / kernel::column_block,
+                own_memory = slot(std::min(most_tiles(job_), all));
     executor.each(shared.count(), [&](Index i) {
       const kernel::Range tiles = kernel::part_of(all, 1, shared.of_tiles, i / shared.of_channels),
                           own = kernel::part_of(panels, 1, shared.of_channels, i % shared.of_channels);
-      const Index block = block_of(tiles.last - tiles.first, job());
+      const Index block = block_of(tiles.last - tiles.first, job_);
       float* memory = reinterpret_cast<float*>(scratch) + i * own_memory;
       for (Index first = tiles.first; first < tiles.last; first += block)
         run_block(in, out, output, {first, std::min(first + block, tiles.last)}, own, memory, kernels);
@@ -130,7 +129,7 @@ class WinogradPlan {
   }
 
  private:
-  // What a cost is reckoned from, besides the tiles.
+  // What is to be done, besides the tiles, and what its cost depends on.
   struct Job {
     ConvMethod method;
     Index in_channels = 0, out_channels = 0, lanes = 16;
@@ -138,7 +137,6 @@ class WinogradPlan {
 
     Index points() const noexcept { return (method.m + 2) * (method.m + 2); }
   };
-  Job job() const noexcept { return {method_, in_channels_, out_channels_, lanes_, copied_}; }
 
   static Parts parts_of(const Job& job, Index tiles, Index threads) noexcept {
     // To wake threads and to wait for the last; for a byte of the input that another thread has written. Measured.
@@ -213,10 +211,10 @@ class WinogradPlan {
     return (tiles + blocks - 1) / blocks;
   }
   // Floats of a block's transforms, the input's first.
-  Index slot(Index tiles) const noexcept { return input_floats(tiles) + t_.points() * plane(tiles, out_channels_); }
+  Index slot(Index tiles) const noexcept { return input_floats(tiles) + t_.points() * plane(tiles, job_.out_channels); }
   Index input_floats(Index tiles) const noexcept {
-    const Index values = t_.points() * plane(tiles, in_channels_);
-    return method_.halves ? values / 2 : values;
+    const Index values = t_.points() * plane(tiles, job_.in_channels);
+    return job_.method.halves ? values / 2 : values;
   }
 
   // The outputs of these tiles in these blocks of 16 channels.
@@ -226,25 +224,25 @@ class WinogradPlan {
     const Index count = tiles.last - tiles.first, channel = panels.first * kernel::column_block;
     input.first = output.first = tiles.first;
     input.count = output.count = count;
-    input.pixel = input.channels = in_channels_;
-    output.pixel = out_channels_;
-    output.channels = std::min(panels.last * kernel::column_block, out_channels_) - channel;
-    input.plane = plane(count, in_channels_), output.plane = plane(count, output.channels);
+    input.pixel = input.channels = job_.in_channels;
+    output.pixel = job_.out_channels;
+    output.channels = std::min(panels.last * kernel::column_block, job_.out_channels) - channel;
+    input.plane = plane(count, job_.in_channels), output.plane = plane(count, output.channels);
     input.block = output.block = rows(count) * kernel::column_block;
     if (output.bias) output.bias += channel;
     if (output.residual) output.residual += channel;
     auto* products = left + input_floats(count);
     auto* half = reinterpret_cast<std::uint16_t*>(left);
-    method_.halves ? kernels.bf16->winograd_input(input, in, half) : kernels.winograd_input(input, in, left);
-    if (method_.plain_weights) {
+    job_.method.halves ? kernels.bf16->winograd_input(input, in, half) : kernels.winograd_input(input, in, left);
+    if (job_.method.plain_weights) {
       kernel::WinogradProducts g;
-      g.m = count, g.k = in_channels_;
+      g.m = count, g.k = job_.in_channels;
       g.a = left, g.a_plane = input.plane, g.a_block = input.block;
-      g.weights = weights_.view().f32() + channel * 9 * in_channels_;
+      g.weights = weights_.view().f32() + channel * 9 * job_.in_channels;
       g.c = products, g.c_plane = output.plane, g.c_block = output.block;
       g.blocks = panels.last - panels.first;
       kernels.winograd_products(g);
-    } else if (method_.halves) {
+    } else if (job_.method.halves) {
       multiply<kernel::Bf16BlockedGemm>(input, output, half, products, channel, kernels.bf16->blocked_gemm);
     } else {
       multiply<kernel::BlockedGemm>(input, output, left, products, channel, kernels.blocked_gemm);
@@ -258,10 +256,10 @@ class WinogradPlan {
                 void (*run)(const Product&) noexcept) const noexcept {
     constexpr Index together = sizeof(float) / sizeof(T);
     Product g;
-    g.m = in.count, g.n = out.channels, g.k = in_channels_;
+    g.m = in.count, g.n = out.channels, g.k = job_.in_channels;
     g.a_block = in.block, g.c_block = out.block;
     g.a = tiles, g.c = products;
-    g.b = static_cast<const T*>(weights_.data()) + channel * ((in_channels_ + together - 1) / together * together);
+    g.b = static_cast<const T*>(weights_.data()) + channel * ((job_.in_channels + together - 1) / together * together);
     for (Index p = 0; p < t_.points(); ++p, g.a += in.plane, g.b += packed_, g.c += out.plane) run(g);
   }
 
@@ -271,7 +269,7 @@ class WinogradPlan {
   }
   // Places for so many tiles.
   Index rows(Index tiles) const noexcept {
-    return method_.plain_weights ? strip_tiles(tiles) : std::max(tiles, kernel::BlockedGemm::least_rows);
+    return job_.method.plain_weights ? strip_tiles(tiles) : std::max(tiles, kernel::BlockedGemm::least_rows);
   }
   // Planes a multiple of 4 KB apart would share the sets of L1.
   Index plane(Index tiles, Index channels) const noexcept {
@@ -301,11 +299,11 @@ class WinogradPlan {
     const Index points = t_.m + 2;
     auto* to = static_cast<T*>(weights_.mutable_data());
     constexpr Index together = sizeof(float) / sizeof(T);
-    const Index rows = (in_channels_ + together - 1) / together * together;
+    const Index rows = (job_.in_channels + together - 1) / together * together;
     std::fill_n(to, weights_.count(), T{});
-    for (Index o = 0; o < out_channels_; ++o) {
-      for (Index c = 0; c < in_channels_; ++c) {
-        const float* w = weights + (o * in_channels_ + c) * 9;
+    for (Index o = 0; o < job_.out_channels; ++o) {
+      for (Index c = 0; c < job_.in_channels; ++c) {
+        const float* w = weights + (o * job_.in_channels + c) * 9;
         double half[8][3];
         for (Index i = 0; i < points; ++i) {
           for (int x = 0; x < 3; ++x)
@@ -327,11 +325,11 @@ class WinogradPlan {
   void pack_plain(const float* weights) {
     auto* to = static_cast<float*>(weights_.mutable_data());
     std::fill_n(to, weights_.count(), 0.0f);
-    for (Index o = 0; o < out_channels_; ++o) {
-      for (Index c = 0; c < in_channels_; ++c) {
+    for (Index o = 0; o < job_.out_channels; ++o) {
+      for (Index c = 0; c < job_.in_channels; ++c) {
         for (Index tap = 0; tap < 9; ++tap)
-          to[((o / kernel::column_block * in_channels_ + c) * 9 + tap) * kernel::column_block +
-             o % kernel::column_block] = weights[(o * in_channels_ + c) * 9 + tap];
+          to[((o / kernel::column_block * job_.in_channels + c) * 9 + tap) * kernel::column_block +
+             o % kernel::column_block] = weights[(o * job_.in_channels + c) * 9 + tap];
       }
     }
   }
@@ -345,9 +343,8 @@ class WinogradPlan {
     }
   }
 
-  Index in_channels_ = 0, out_channels_ = 0, threads_ = 1, lanes_ = 16, packed_ = 0;
-  double copied_ = 0;  // share of the tiles
-  ConvMethod method_;
+  Index threads_ = 1, packed_ = 0;
+  Job job_;
   kernel::Winograd t_;
   Tensor weights_;
 };
