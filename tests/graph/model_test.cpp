@@ -227,7 +227,7 @@ TEST(Model, FewWeightsMakeSmallChunks) {
     ModelOptions o;
     if (threads > 1) o.pool = std::make_shared<ThreadPool>(threads);
     const Model m(b.g, o);
-    constexpr Index batch = 13;
+    constexpr Index batch = 12;
     Model::State s = m.make_layer_state(batch);
     std::vector<int> runs(m.layers().size(), 0);
     EXPECT_TRUE(m.run_layers(s, [&](std::size_t i, const auto& run) {
@@ -237,6 +237,84 @@ TEST(Model, FewWeightsMakeSmallChunks) {
     EXPECT_GT(*std::max_element(runs.begin(), runs.end()), batch / 3 / threads);
     EXPECT_GT(std::count(runs.begin(), runs.end(), 1), 0);  // the last product sees all samples
     test::expect_equal_alone(m, test::random_tensor({batch, 16, 32, 32}, 9));
+  }
+}
+
+// Threads share the samples of a batch: each goes through all layers with its own, and the remainder is done together.
+TEST(Model, ThreadsShareTheSamplesOfABatch) {
+  ModelOptions o;
+  o.batch = 4;
+  const Model alone(test::residual_network(), o);
+  for (const Index threads : {2, 3}) {
+    o.batch = 4 * threads;  // four for each: the same algorithms
+    o.pool = std::make_shared<ThreadPool>(threads);
+    const Model m(test::residual_network(), o);
+    constexpr Index most = 11;
+    Model::State one = alone.make_state(most), s = m.make_state(most);
+    for (Index batch = most; batch > 0; --batch) {  // one state for all of them, as in a session
+      const auto x = test::random_floats(batch * 192, static_cast<unsigned>(batch));
+      const std::vector<Tensor> in{Tensor::of<float>({batch, 3, 8, 8}, x)};
+      const auto expected = alone.run(in), found = m.run(in);
+      for (std::size_t i = 0; i < expected.size(); ++i)
+        EXPECT_EQ(std::memcmp(found[i].data(), expected[i].data(), expected[i].bytes()), 0);
+      one.reset_counts(), s.reset_counts();
+      alone.load(one, x.data(), batch);
+      m.load(s, x.data(), batch);
+      for (Index k = 0; k < m.exit_count(); ++k) {
+        EXPECT_TRUE(alone.run_stage(one, k) && m.run_stage(s, k) && alone.run_head(one, k) && m.run_head(s, k));
+        EXPECT_EQ(std::memcmp(m.logits(s, k), alone.logits(one, k),
+                              static_cast<std::size_t>(batch * m.class_count()) * sizeof(float)),
+                  0)
+            << threads << ' ' << batch << ' ' << k;
+      }
+      EXPECT_TRUE(std::equal(s.counts().begin(), s.counts().end(), one.counts().begin(), one.counts().end()));
+      std::vector<Index> samples(m.layers().size(), 0);  // that are watched: those of one thread, and the remainder
+      m.load(s, x.data(), batch);
+      EXPECT_TRUE(m.run_layers(s, [&](std::size_t i, const auto& layer) {
+        samples[i] += layer.run.out[0].shape[0];
+        return layer();
+      }));
+      EXPECT_EQ(*std::max_element(samples.begin(), samples.end()), batch / threads + batch % threads);
+    }
+  }
+}
+
+// A layer that does little more than to read its weights is done by all threads together until there are many samples.
+TEST(Model, ThreadsReadLargeWeightsTogether) {
+  test::Builder b;
+  b.g.opset = 13;
+  const Index k = 300;
+  const auto x = b.node("Gemm", {b.input("input", {dynamic, k}), b.constant({k, k}, 1)});
+  b.output(b.node("Gemm", {b.node("Relu", {x}), b.constant({k, 7}, 3)}), "logits");
+  ModelOptions o;
+  o.pool = std::make_shared<ThreadPool>(2);
+  const Model m(b.g, o);
+  for (const Index batch : {2, 7, 8, 21}) {
+    Model::State s = m.make_state(batch);
+    Index samples = 0;
+    EXPECT_TRUE(m.run_layers(s, [&](std::size_t i, const auto& layer) {
+      samples += i == 0 ? layer.run.out[0].shape[0] : 0;
+      return layer();
+    }));
+    EXPECT_EQ(samples, batch < 8 ? batch : batch / 2 + batch % 2);
+    test::expect_equal_alone(m, test::random_tensor({batch, k}, 9));
+  }
+}
+
+TEST(Model, NoThreadsErrorIsLost) {
+  test::Builder b;
+  b.g.opset = 13;
+  const auto rows = b.input("rows", {dynamic, 1}, DType::i64);
+  b.output(b.node("Gather", {b.constant({5, 4}, 1), rows}, {{"axis", Index{0}}}), "y");
+  ModelOptions o;
+  o.pool = std::make_shared<ThreadPool>(2);
+  const Model m(b.g, o);
+  std::vector<std::int64_t> good{0, 1, 2, 3, 4};
+  EXPECT_NO_THROW(m.run(std::vector<Tensor>{Tensor::of<std::int64_t>({5, 1}, good)}));
+  for (std::size_t i = 0; i < good.size(); ++i) {
+    auto bad = good;
+    bad[i] = 5;
+    EXPECT_THROW(m.run(std::vector<Tensor>{Tensor::of<std::int64_t>({5, 1}, bad)}), Error) << i;
   }
 }
 

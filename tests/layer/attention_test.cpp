@@ -39,8 +39,8 @@ Found run(const Node& node, const std::vector<Tensor>& in, Isa isa, Index thread
   for (const Tensor& t : in) views.push_back(t.view());
   op.infer(views, out);
   const kernel::Kernels& kernels = kernel::kernels_for(isa);
-  op.prepare(views, {.kernels = kernels, .threads = threads});
-  Tensor y(DType::f32, out[0].shape), scratch(DType::u8, {static_cast<Index>(op.scratch_bytes(views, out))});
+  op.prepare(views, {kernels});
+  Tensor y(DType::f32, out[0].shape), scratch(DType::u8, {static_cast<Index>(op.scratch_bytes(views, out, threads))});
   out[0].data = y.mutable_data();
   ThreadPool pool(threads);
   const ExecutorRef executor = threads > 1 ? ExecutorRef(pool) : ExecutorRef();

@@ -20,7 +20,7 @@ std::vector<float> run_conv(const test::ConvCase& c, const Tensor& x, const Tens
   op.prepare(in, how);
   Tensor y(out[0].type, out[0].shape);
   out[0] = y.view();
-  const auto scratch = allocate_aligned(op.scratch_bytes(in, out));
+  const auto scratch = allocate_aligned(op.scratch_bytes(in, out, how.threads));
   EXPECT_TRUE(op.forward({in, out, scratch.get(), kernels, pool ? ExecutorRef(*pool) : ExecutorRef()}));
   if (cost) *cost = op.cost(in, out);
   const auto v = y.values<float>();

@@ -66,9 +66,9 @@ TEST(Winograd, EqualsSevenLoops) {
         if (method.plain_weights && !kernel::kernels_for(isa).winograd_products) continue;
         std::vector<float> alone;
         for (const bool threaded : {false, true}) {
-          const WinogradPlan plan(window, c.in, c.out, method, w.data(), threaded ? 3 : 1);
+          const WinogradPlan plan(window, c.in, c.out, method, w.data());
           std::vector<float> out(static_cast<std::size_t>(outputs), NAN), y;
-          const auto scratch = allocate_aligned(plan.scratch_bytes(c.batch));
+          const auto scratch = allocate_aligned(plan.scratch_bytes(c.batch, threaded ? 3 : 1));
           plan.forward(in.data(), b.data(), extra.data(), out.data(), c.batch, tail, scratch.get(),
                        kernel::kernels_for(isa), threaded ? ExecutorRef(pool) : ExecutorRef());
           for (Index i = 0; i < c.batch; ++i) {
@@ -115,10 +115,10 @@ TEST(Winograd, ThreadsShareTilesOrChannels) {
       const kernel::Kernels& kernels = kernel::kernels_for(isa);
       if (c.method.halves && !kernels.bf16) continue;
       if (c.method.plain_weights && !kernels.winograd_products) continue;
-      const WinogradPlan plan(window, c.in, c.out, c.method, w.data(), c.threads, kernels.lanes);
+      const WinogradPlan plan(window, c.in, c.out, c.method, w.data(), kernels.lanes);
       if (kernels.lanes == 16) {
-        EXPECT_EQ(plan.parts(1).of_tiles, c.of_tiles) << c.size << ' ' << plan.text();
-        EXPECT_EQ(plan.parts(1).of_channels, c.of_channels) << c.size << ' ' << plan.text();
+        EXPECT_EQ(plan.parts(1, c.threads).of_tiles, c.of_tiles) << c.size << ' ' << plan.text();
+        EXPECT_EQ(plan.parts(1, c.threads).of_channels, c.of_channels) << c.size << ' ' << plan.text();
       }
       for (const auto activation : {kernel::Unary::relu, kernel::Unary::abs}) {
         FusedTail tail;
@@ -126,7 +126,7 @@ TEST(Winograd, ThreadsShareTilesOrChannels) {
         std::vector<float> out[2];
         for (const bool threaded : {false, true}) {
           out[threaded].assign(static_cast<std::size_t>(pixels * c.out), NAN);
-          const auto scratch = allocate_aligned(plan.scratch_bytes(1));
+          const auto scratch = allocate_aligned(plan.scratch_bytes(1, threaded ? c.threads : 1));
           plan.forward(x.data(), b.data(), extra.data(), out[threaded].data(), 1, tail, scratch.get(), kernels,
                        threaded ? ExecutorRef(pool) : ExecutorRef());
         }
@@ -157,7 +157,7 @@ TEST(Winograd, HalvesThatNeedNoRoundingAreExact) {
       const WinogradPlan plan(window, in, out, {2, true}, w.data());
       const Index pixels = c.h * c.w;
       std::vector<float> found(static_cast<std::size_t>(c.batch * out * pixels));
-      const auto scratch = allocate_aligned(plan.scratch_bytes(c.batch));
+      const auto scratch = allocate_aligned(plan.scratch_bytes(c.batch, 1));
       plan.forward(channels_last(x, c.batch, in, pixels).data(), nullptr, nullptr, found.data(), c.batch, {},
                    scratch.get(), kernels, {});
       const auto y = channels_last(found, c.batch, pixels, out);
@@ -173,9 +173,10 @@ TEST(Winograd, SmallerBatchesNeedNoMoreScratch) {
   window.in = window.out = {1, 56, 56}, window.kernel = {1, 3, 3}, window.begin = window.end = {0, 1, 1};
   const std::vector<float> w(64 * 64 * 9, 0.1f);
   for (const ConvMethod& method : {ConvMethod{2}, {4}, {6}, {4, false, true}}) {
+    const WinogradPlan plan(window, 64, 64, method, w.data());
     for (const Index threads : {1, 2, 5}) {
-      const WinogradPlan plan(window, 64, 64, method, w.data(), threads);
-      for (Index batch = 1; batch < 9; ++batch) EXPECT_LE(plan.scratch_bytes(batch), plan.scratch_bytes(batch + 1));
+      for (Index batch = 1; batch < 9; ++batch)
+        EXPECT_LE(plan.scratch_bytes(batch, threads), plan.scratch_bytes(batch + 1, threads));
     }
   }
 }

@@ -69,7 +69,7 @@ inline std::vector<Tensor> run_known(const Operation& op, const Node& node, std:
     out[i].data = i < node.outputs.size() && node.outputs[i] != no_value ? results.back().mutable_data() : nullptr;
     if (i == 0) out[0].data = results[0].mutable_data();
   }
-  const std::size_t scratch = op.scratch_bytes(in, out);
+  const std::size_t scratch = op.scratch_bytes(in, out, 1);
   OFFRAMP_REQUIRE(scratch <= static_cast<std::size_t>(context.limits.memory_bytes),
                   "scratch memory is above the limit");
   const auto memory = allocate_aligned(scratch);

@@ -129,7 +129,8 @@ class Model {
   /// A state for `run_layers`, of any network that has a plan.
   State make_layer_state(Index capacity) const;
   /// Runs all layers, those of heads only if asked to. Calls `watch(i, run)` for `layers()[i]`, perhaps several times
-  /// for a batch that goes through in chunks; `watch` calls `run()` and returns what it returned.
+  /// for a batch that goes through in chunks; `watch` calls `run()` and returns what it returned. Where threads share
+  /// the samples of a batch it is called for those of one thread, and the others do theirs beside it.
   template <class Watch>
   bool run_layers(State& s, Watch&& watch, bool with_heads = false) const noexcept {
     using W = std::remove_reference_t<Watch>;
@@ -143,8 +144,10 @@ class Model {
  private:
   struct Data;
   struct Memory {
-    std::vector<Index> offsets;  // of each storage
-    Index scratch = 0, total = 0;
+    std::vector<Index> offsets;    // of each storage
+    std::vector<Index> own;        // of each block: bytes from one thread's part to the next one's
+    Index scratch = 0, total = 0;  // where scratch begins, and the end of all
+    Index own_scratch = 0;         // bytes from one thread's to the next one's
   };
   // Runs a layer once.
   struct LayerRun {
@@ -177,8 +180,8 @@ class Model::State {
   Index capacity_ = 0, batch_ = 0;
   std::shared_ptr<std::byte> memory_;
   Memory plan_;
-  std::vector<TensorView> views_;
-  std::vector<std::pair<Index, Index>> bound_;  // of each block: the samples [first, first + count) its views show
+  std::vector<TensorView> views_;               // thread after thread
+  std::vector<std::pair<Index, Index>> bound_;  // the samples [first, first + count) that a thread's block's views show
   std::vector<std::int64_t> counts_;
   std::shared_ptr<std::byte> aside_;  // what samples that skip stages need behind them, storage after storage
   Index places_ = 0;

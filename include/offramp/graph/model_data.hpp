@@ -13,11 +13,13 @@
 #include <cstddef>
 #include <map>
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "offramp/graph/samples.hpp"
+#include "offramp/kernel/split.hpp"
 
 namespace offramp {
 
@@ -55,16 +57,26 @@ struct Model::Data {
   struct Segment {
     std::size_t begin = 0, end = 0;
   };
-  // Steps of one segment that a large batch goes through in chunks, so that what they compute stays in cache.
+  // Steps of one segment. Threads share the samples of a batch, each going through all of the steps with its own: they
+  // meet at the end, and a core reads what it has written itself. Fewer samples than threads go one after another, and
+  // threads share each operation. Many samples go in chunks, so that what the steps compute stays in cache.
   struct Block {
     std::size_t begin = 0, end = 0;
-    Index cache = far_bytes;
+    Index threads = 1;
     Index sample_bytes = 0;  // the most that one of the steps reads and writes for a sample
+    Index least = 1;         // samples that a thread must have to read all weights for them
+    bool near = false;       // chunks for L2, not L3
     bool whole = false;      // where samples are mixed, or a value that leaves is not one row for each of them
 
+    bool shares(Index n) const noexcept { return threads > 1 && !whole && n >= threads * least; }
     Index chunk(Index n) const noexcept {
-      return whole ? n : std::clamp<Index>(cache / std::max<Index>(1, sample_bytes), 1, n);
+      if (whole) return n;
+      const Index each = shares(n) ? threads : 1,
+                  cache = near ? near_bytes * threads / each : std::max(far_bytes / each, near_bytes);
+      return std::max<Index>(1, std::min(cache / std::max<Index>(1, sample_bytes), n / each));
     }
+    // Of any number of samples up to n.
+    Index most(Index n) const noexcept { return shares(n) ? std::max(chunk(n), chunk(threads * least - 1)) : chunk(n); }
   };
   // Of values, for a chunk: a quarter of a usual L3; where weights are so few that reading them again for every chunk
   // costs less, what each thread keeps in its L2.
@@ -109,6 +121,7 @@ struct Model::Data {
     const ValueId v = storages[static_cast<std::size_t>(storage)].values[0];
     return static_cast<std::size_t>(values[static_cast<std::size_t>(v)].bytes(1));
   }
+  Index threads() const noexcept { return options.pool ? options.pool->threads() : 1; }
   static std::shared_ptr<const Data> build(Graph graph, const ModelOptions& options);
   static void plan(Data& d);
   static void rewrite(Data& d, const Inference& two, const Inference& three);
@@ -121,12 +134,20 @@ struct Model::Data {
   static void drop_unread(Data& d);
   static BatchAxis batch_axis(const Data& d, ValueId v) noexcept;
   static bool is_rows(const Data& d, ValueId v) noexcept;
+  struct Piece {
+    Index bytes = 0;
+    std::size_t first = 0, last = 0;
+  };
+  static Index place(std::span<const Piece> pieces, std::span<Index> offsets);
   static Memory plan_memory(const Data& d, Index n);
   static State state_of(const Data& d, Index capacity);
-  static void bind(const Data& d, State& s, std::size_t block, Index first, Index count) noexcept;
-  static bool run_layer(std::size_t, const LayerRun& run) noexcept { return run(); }
-  template <bool is_full = false, class Watch>
-  static bool run_segment(const Data& d, State& s, Segment segment, Watch&& watch) noexcept;
+  static void bind(const Data& d, State& s, std::size_t block, Index thread, Index first, Index count) noexcept;
+  static constexpr WatchRef nobody{nullptr, [](void*, std::size_t, const LayerRun& run) noexcept { return run(); }};
+  static bool run_block(const Data& d, State& s, std::size_t k, bool is_full, Index thread, kernel::Range samples,
+                        Index chunk, ExecutorRef executor, WatchRef watch) noexcept;
+  // `is_full`: the last exit's own steps alone.
+  static bool run_segment(const Data& d, State& s, Segment segment, bool is_full = false,
+                          WatchRef watch = nobody) noexcept;
 };
 
 }  // namespace offramp

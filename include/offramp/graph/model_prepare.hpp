@@ -103,11 +103,13 @@ OFFRAMP_SEPARABLE void Model::Data::rewrite(Data& d, const Inference& two, const
 
 OFFRAMP_SEPARABLE void Model::Data::plan(Data& d) {
   const kernel::Kernels& kernels = kernel::kernels_for(d.options.isa);
+  const Index threads = d.threads();
+  const bool shares = !d.single && d.options.batch >= threads;  // of samples, as blocks do
   const GraphContext context{d.options.operators,
                              kernels,
                              d.options.limits,
-                             {kernels, d.options.batch, d.options.pool ? d.options.pool->threads() : 1,
-                              d.options.winograd_tile, d.options.bf16, nullptr}};
+                             {kernels, shares ? (d.options.batch + threads - 1) / threads : d.options.batch,
+                              shares ? 1 : threads, d.options.winograd_tile, d.options.bf16, nullptr}};
   const Graph& source = d.source;
   OFFRAMP_REQUIRE(!source.inputs.empty(), "the network has no input");
   for (const ValueId v : source.inputs)
@@ -298,15 +300,18 @@ OFFRAMP_SEPARABLE void Model::Data::arrange(Data& d) {
     d.classes = 0;
   }
   // In order of cost, or as the metadata name them: a cascade's versions stay together.
-  if (named == d.source.metadata.end()) {
-    std::stable_sort(exits.begin(), exits.end(),
-                     [](const Candidate& x, const Candidate& y) { return x.flops < y.flops; });
-  } else {
-    const std::string list = "," + named->second + ",";
-    std::stable_sort(exits.begin(), exits.end(), [&](const Candidate& x, const Candidate& y) {
-      return list.find("," + x.name + ",") < list.find("," + y.name + ",");
-    });
+  std::vector<std::pair<Index, Index>> ranks;  // and where it stands
+  for (const Candidate& e : exits) {
+    const auto at = static_cast<Index>(ranks.size());
+    ranks.emplace_back(named == d.source.metadata.end()
+                           ? e.flops
+                           : static_cast<Index>(("," + named->second + ",").find("," + e.name + ",")),
+                       at);
   }
+  std::sort(ranks.begin(), ranks.end());
+  std::vector<Candidate> sorted;
+  for (const auto& [rank, at] : ranks) sorted.push_back(std::move(exits[static_cast<std::size_t>(at)]));
+  exits = std::move(sorted);
 
   // Each step belongs to the first exit that needs it; it is part of the head where no later exit does.
   const std::size_t last = exits.empty() ? 0 : exits.size() - 1;
@@ -538,8 +543,9 @@ OFFRAMP_SEPARABLE void Model::Data::assign_storage(Data& d) {
   }
 }
 
-// A new block begins where all that follows in the segment is a quarter as large or less, and at both ends of a run of
-// steps whose values should stay in L2.
+// A new block begins where all that follows in the segment is a quarter as large or less, at both ends of a run of
+// steps whose values should stay in L2, and, where threads share samples, between steps that do more than to read their
+// weights and steps that do not.
 OFFRAMP_SEPARABLE void Model::Data::cut_blocks(Data& d) {
   std::vector<Index> bytes(d.steps.size(), 0);
   for (std::size_t i = 0; i < d.steps.size(); ++i) {
@@ -549,6 +555,20 @@ OFFRAMP_SEPARABLE void Model::Data::cut_blocks(Data& d) {
           bytes[i] += d.values[static_cast<std::size_t>(v)].bytes(1);
       }
     }
+  }
+  // Samples that make up for reading a step's weights: four multiply-adds a float. None where there are few weights.
+  std::vector<Index> least(d.steps.size(), 0);
+  for (std::size_t i = 0; i < d.steps.size() && d.threads() > 1; ++i) {
+    const Cost& cost = d.layers[i].cost;
+    if (d.steps[i].weight_bytes <= few_weights || cost.macs == 0) continue;
+    const Index multiply_adds = std::max<Index>(1, cost.macs / (cost.integer > 0 ? 4 : 1));
+    least[i] = std::max<Index>(1, (d.steps[i].weight_bytes + multiply_adds / 2) / multiply_adds);
+  }
+  // Where a value crosses that is not one row for each sample, a cut would keep both sides whole.
+  std::vector<bool> mixed(d.steps.size() + 1, false);
+  for (const Storage& s : d.storages) {
+    if (std::all_of(s.values.begin(), s.values.end(), [&](ValueId v) { return is_rows(d, v); })) continue;
+    for (std::size_t i = s.first + 1; i <= std::min(s.last, d.steps.size()); ++i) mixed[i] = true;
   }
   std::vector<Segment> segments;
   for (std::size_t k = 0; k < d.stages.size(); ++k) {
@@ -561,7 +581,7 @@ OFFRAMP_SEPARABLE void Model::Data::cut_blocks(Data& d) {
   for (const Segment& s : segments) {
     for (std::size_t i = s.begin; i < s.end;) {
       std::size_t end = i, products = 0;
-      for (; end < s.end && bytes[end] <= near_bytes && d.steps[end].weight_bytes <= few_weights; ++end)
+      for (; end < s.end && bytes[end] <= near_bytes / 2 && d.steps[end].weight_bytes <= few_weights; ++end)
         products += d.steps[end].weight_bytes > 0 ? 1 : 0;
       for (; products > 1 && i < end; ++i) light[i] = true;
       i = end + (end == i ? 1 : 0);
@@ -569,14 +589,22 @@ OFFRAMP_SEPARABLE void Model::Data::cut_blocks(Data& d) {
     std::size_t begin = s.begin;
     while (begin < s.end) {
       Block b{begin, begin + 1};
+      b.threads = d.threads();
       b.sample_bytes = bytes[begin];
-      if (light[begin]) b.cache = near_bytes * (d.options.pool ? d.options.pool->threads() : 1);
-      while (b.end < s.end && light[b.end] == light[begin]) {
+      b.least = least[begin];
+      b.near = light[begin];
+      while (b.end < s.end) {
+        const bool differs =
+            light[b.end] != light[begin] || (least[b.end] > 0 && b.least > 0 && (least[b.end] > 1) != (b.least > 1));
+        if (differs && !mixed[b.end]) break;
         const Index rest = *std::max_element(bytes.begin() + static_cast<std::ptrdiff_t>(b.end),
                                              bytes.begin() + static_cast<std::ptrdiff_t>(s.end));
-        if (b.sample_bytes > 256 * 1024 && rest <= b.sample_bytes / 4) break;
-        b.sample_bytes = std::max(b.sample_bytes, bytes[b.end++]);
+        if (b.sample_bytes > 256 * 1024 && rest <= b.sample_bytes / 4 && !mixed[b.end]) break;
+        b.near = b.near && light[b.end];
+        b.sample_bytes = std::max(b.sample_bytes, bytes[b.end]);
+        b.least = std::max(b.least, least[b.end++]);
       }
+      b.least = std::max<Index>(1, b.least);
       for (std::size_t i = b.begin; i < b.end; ++i) b.whole = b.whole || !d.steps[i].apart;
       d.blocks.push_back(b);
       begin = b.end;
@@ -594,56 +622,82 @@ OFFRAMP_SEPARABLE void Model::Data::cut_blocks(Data& d) {
   }
 }
 
-OFFRAMP_SEPARABLE Model::Memory Model::Data::plan_memory(const Data& d, Index n) {
-  Memory m;
-  m.offsets.assign(d.storages.size(), 0);
-  std::vector<Index> sizes(d.storages.size(), 0);
-  for (std::size_t i = 0; i < d.storages.size(); ++i) {
-    const int block = d.storages[i].block;
-    const Index held = block < 0 ? n : d.blocks[static_cast<std::size_t>(block)].chunk(n);
-    for (const ValueId v : d.storages[i].values) {
-      const ValueInfo& x = d.values[static_cast<std::size_t>(v)];
-      const Index bytes = checked_product(x.at(held).checked_count(), static_cast<Index>(size_of(x.type)));
-      OFFRAMP_REQUIRE(bytes <= d.options.limits.memory_bytes,
-                      "a batch of " + std::to_string(n) + " needs more memory than the limit");
-      sizes[i] = std::max(sizes[i], (bytes + 63) / 64 * 64);
-    }
-  }
-  // What outlives a block that is walked several times lives through all of it.
-  std::vector<std::pair<std::size_t, std::size_t>> lives;
-  for (const Storage& s : d.storages) {
-    lives.emplace_back(s.first, s.last);
-    for (const Block& b : d.blocks) {
-      if (s.block >= 0 || b.chunk(n) >= n) continue;
-      if (b.begin <= s.first && s.first < b.end) lives.back().first = b.begin;
-      if (b.begin <= s.last && s.last < b.end) lives.back().second = b.end - 1;
-    }
-  }
-  // The largest first, each at the lowest place that is free while it lives.
-  std::vector<std::size_t> order(d.storages.size());
+// Pieces of memory, each with the steps [first, last] through which it lives: the largest first, each at the lowest
+// place that is free while it lives. Returns the end of all.
+OFFRAMP_SEPARABLE Index Model::Data::place(std::span<const Piece> pieces, std::span<Index> offsets) {
+  std::vector<std::size_t> order(pieces.size());
   std::iota(order.begin(), order.end(), std::size_t{0});
-  std::sort(order.begin(), order.end(),
-            [&](std::size_t x, std::size_t y) { return sizes[x] != sizes[y] ? sizes[x] > sizes[y] : x < y; });
+  std::sort(order.begin(), order.end(), [&](std::size_t x, std::size_t y) {
+    return pieces[x].bytes != pieces[y].bytes ? pieces[x].bytes > pieces[y].bytes : x < y;
+  });
+  Index total = 0;
   std::vector<std::size_t> placed;
   for (const std::size_t i : order) {
     std::vector<std::pair<Index, Index>> busy;
     for (const std::size_t j : placed) {
-      if (lives[i].first <= lives[j].second && lives[j].first <= lives[i].second)
-        busy.emplace_back(m.offsets[j], m.offsets[j] + sizes[j]);
+      if (pieces[i].first <= pieces[j].last && pieces[j].first <= pieces[i].last)
+        busy.emplace_back(offsets[j], offsets[j] + pieces[j].bytes);
     }
     std::sort(busy.begin(), busy.end());
     Index at = 0;
     for (const auto& [from, to] : busy) {
-      if (at + sizes[i] <= from) break;
+      if (at + pieces[i].bytes <= from) break;
       at = std::max(at, to);
     }
-    m.offsets[i] = at;
-    m.total = std::max(m.total, at + sizes[i]);
+    offsets[i] = at;
+    total = std::max(total, at + pieces[i].bytes);
     placed.push_back(i);
   }
-  m.scratch = m.total;
+  return total;
+}
+
+OFFRAMP_SEPARABLE Model::Memory Model::Data::plan_memory(const Data& d, Index n) {
+  Memory m;
+  m.offsets.assign(d.storages.size(), 0);
+  m.own.assign(d.blocks.size(), 0);
+  const auto block_of = [&](std::size_t i) { return d.storages[i].block; };
+  std::vector<Piece> pieces;
+  for (std::size_t i = 0; i < d.storages.size(); ++i) {
+    const Storage& s = d.storages[i];
+    const Index held = s.block < 0 ? n : d.blocks[static_cast<std::size_t>(s.block)].most(n);
+    Piece piece{0, s.first, s.last};
+    for (const ValueId v : s.values) {
+      const ValueInfo& x = d.values[static_cast<std::size_t>(v)];
+      const Index bytes = checked_product(x.at(held).checked_count(), static_cast<Index>(size_of(x.type)));
+      OFFRAMP_REQUIRE(bytes <= d.options.limits.memory_bytes,
+                      "a batch of " + std::to_string(n) + " needs more memory than the limit");
+      piece.bytes = std::max(piece.bytes, (bytes + 63) / 64 * 64);
+    }
+    // What outlives a block that is walked several times lives through all of it.
+    for (const Block& b : d.blocks) {
+      if (s.block >= 0 || b.chunk(n) >= n) continue;
+      if (b.begin <= s.first && s.first < b.end) piece.first = b.begin;
+      if (b.begin <= s.last && s.last < b.end) piece.last = b.end - 1;
+    }
+    pieces.push_back(piece);
+  }
+  // What threads have of their own in a block that they walk side by side is one piece, with a part for each.
+  std::vector<std::size_t> owners(d.storages.size());  // the piece that a storage lies in
+  std::iota(owners.begin(), owners.end(), std::size_t{0});
+  for (std::size_t k = 0; k < d.blocks.size(); ++k) {
+    const Block& b = d.blocks[k];
+    if (!b.shares(n)) continue;
+    std::vector<std::size_t> inside;
+    for (std::size_t i = 0; i < d.storages.size(); ++i) {
+      if (block_of(i) == static_cast<int>(k)) inside.push_back(i);
+    }
+    std::vector<Piece> own;
+    for (const std::size_t i : inside) own.push_back(std::exchange(pieces[i], {0, b.begin, b.begin}));
+    std::vector<Index> offsets(own.size(), 0);
+    m.own[k] = place(own, offsets);
+    for (std::size_t i = 0; i < inside.size(); ++i)
+      m.offsets[inside[i]] = offsets[i], owners[inside[i]] = pieces.size();
+    pieces.push_back({checked_product(m.own[k], b.threads), b.begin, b.end - 1});
+  }
+  std::vector<Index> places(pieces.size(), 0);
+  m.scratch = m.total = place(pieces, places);
+  for (std::size_t i = 0; i < owners.size(); ++i) m.offsets[i] += places[owners[i]];
   std::vector<TensorView> in, out;
-  Index scratch = 0;
   const auto view = [&](ValueId v, Index count) {
     TensorView x;
     if (v == no_value) return x;
@@ -652,17 +706,22 @@ OFFRAMP_SEPARABLE Model::Memory Model::Data::plan_memory(const Data& d, Index n)
     x.shape = info.at(count);
     return x;
   };
+  const auto scratch = [&](const Step& s, Index count, Index threads) {
+    in.clear();
+    out.clear();
+    for (const ValueId v : s.in) in.push_back(view(v, count));
+    for (const ValueId v : s.out) out.push_back(view(v, count));
+    return (static_cast<Index>(s.op->scratch_bytes(in, out, threads)) + 63) / 64 * 64;
+  };
+  Index most = 0;
   for (const Block& b : d.blocks) {
     for (std::size_t i = b.begin; i < b.end; ++i) {
-      const Step& s = d.steps[i];
-      in.clear();
-      out.clear();
-      for (const ValueId v : s.in) in.push_back(view(v, b.chunk(n)));
-      for (const ValueId v : s.out) out.push_back(view(v, b.chunk(n)));
-      scratch = std::max(scratch, static_cast<Index>(s.op->scratch_bytes(in, out)));
+      if (b.shares(n)) m.own_scratch = std::max(m.own_scratch, scratch(d.steps[i], b.chunk(n), 1));
+      most =
+          std::max(most, scratch(d.steps[i], b.shares(n) ? b.chunk(b.threads * b.least - 1) : b.chunk(n), b.threads));
     }
   }
-  m.total += (scratch + 63) / 64 * 64;
+  m.total += std::max(most, checked_product(m.own_scratch, d.threads()));
   return m;
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstddef>
 #include <cstring>
 #include <limits>
@@ -105,20 +106,22 @@ OFFRAMP_SEPARABLE Model::State Model::Data::state_of(const Data& d, Index capaci
                   "a batch of " + std::to_string(capacity) + " needs " + std::to_string(s.plan_.total) +
                       " bytes, the limit is " + std::to_string(d.options.limits.memory_bytes));
   s.memory_ = allocate_aligned(static_cast<std::size_t>(s.plan_.total));
-  s.views_.resize(d.view_count);
-  s.bound_.assign(d.blocks.size(), {-1, -1});
+  s.views_.resize(d.view_count * static_cast<std::size_t>(d.threads()));
+  s.bound_.assign(d.blocks.size() * static_cast<std::size_t>(d.threads()), {-1, -1});
   s.counts_.assign(d.steps.size(), 0);
   s.batch_ = capacity;
   return s;
 }
 
-OFFRAMP_SEPARABLE void Model::Data::bind(const Data& d, State& s, std::size_t block, Index first,
+OFFRAMP_SEPARABLE void Model::Data::bind(const Data& d, State& s, std::size_t block, Index thread, Index first,
                                          Index count) noexcept {
-  if (s.bound_[block] == std::pair(first, count)) return;
-  s.bound_[block] = {first, count};
+  const auto t = static_cast<std::size_t>(thread);
+  auto& bound = s.bound_[t * d.blocks.size() + block];
+  if (bound == std::pair(first, count)) return;
+  bound = {first, count};
   for (std::size_t i = d.blocks[block].begin; i < d.blocks[block].end; ++i) {
     const Step& step = d.steps[i];
-    std::size_t at = step.first_view;
+    std::size_t at = t * d.view_count + step.first_view;
     const auto set = [&](ValueId v) {
       TensorView& x = s.views_[at++];
       if (v == no_value) return;
@@ -130,8 +133,8 @@ OFFRAMP_SEPARABLE void Model::Data::bind(const Data& d, State& s, std::size_t bl
         return;
       }
       const auto u = static_cast<std::size_t>(info.storage);
-      x.data =
-          s.memory_.get() + s.plan_.offsets[u] + (d.storages[u].block < 0 && first > 0 ? first * info.bytes(1) : 0);
+      const Index from = d.storages[u].block >= 0 ? thread * s.plan_.own[block] : first > 0 ? first * info.bytes(1) : 0;
+      x.data = s.memory_.get() + s.plan_.offsets[u] + from;
     };
     for (const ValueId v : step.in) set(v);
     for (const ValueId v : step.out) set(v);
@@ -145,54 +148,76 @@ OFFRAMP_SEPARABLE void Model::load(State& s, const float* samples, Index batch) 
               static_cast<std::size_t>(batch * d_->sample_size) * sizeof(float));
 }
 
-template <bool is_full, class Watch>
-bool Model::Data::run_segment(const Data& d, State& s, Segment segment, Watch&& watch) noexcept {
+// These samples through all steps of a block, with the memory of this thread.
+OFFRAMP_SEPARABLE bool Model::Data::run_block(const Data& d, State& s, std::size_t k, bool is_full, Index thread,
+                                              kernel::Range samples, Index chunk, ExecutorRef executor,
+                                              WatchRef watch) noexcept {
   const kernel::Kernels& kernels = kernel::kernels_for(d.options.isa);
-  const ExecutorRef executor = d.options.pool ? ExecutorRef(*d.options.pool) : ExecutorRef();
+  const TensorView* views = s.views_.data() + static_cast<std::size_t>(thread) * d.view_count;
+  std::byte* scratch = s.memory_.get() + s.plan_.scratch + thread * s.plan_.own_scratch;
   bool ok = true;
-  for (std::size_t k = 0; k < d.blocks.size(); ++k) {
-    const Block& block = d.blocks[k];
-    if (block.begin < segment.begin || block.end > segment.end) continue;
-    const Index chunk = block.chunk(s.batch_);
-    for (Index first = 0; first < s.batch_; first += chunk) {
-      const Index count = std::min(chunk, s.batch_ - first);
-      bind(d, s, k, first, count);
-      for (std::size_t i = block.begin; i < block.end; ++i) {
-        const Step& step = d.steps[i];
-        if (step.is_view || (is_full && !step.for_last)) continue;
-        const std::span<const TensorView> all(s.views_.data() + step.first_view, step.in.size() + step.out.size());
-        const OperationRun run{all.first(step.in.size()), all.subspan(step.in.size()),
-                               s.memory_.get() + s.plan_.scratch, kernels, executor};
-        ok = watch(i, LayerRun{*step.op, run}) && ok;
-#if OFFRAMP_COUNT_FLOPS
-        s.counts_[i] += count;
-#endif
-      }
+  for (Index first = samples.first; first < samples.last; first += chunk) {
+    bind(d, s, k, thread, first, std::min(chunk, samples.last - first));
+    for (std::size_t i = d.blocks[k].begin; i < d.blocks[k].end; ++i) {
+      const Step& step = d.steps[i];
+      if (step.is_view || (is_full && !step.for_last)) continue;
+      const std::span<const TensorView> all(views + step.first_view, step.in.size() + step.out.size());
+      const OperationRun run{all.first(step.in.size()), all.subspan(step.in.size()), scratch, kernels, executor};
+      ok = watch(i, LayerRun{*step.op, run}) && ok;
     }
   }
   return ok;
+}
+
+OFFRAMP_SEPARABLE bool Model::Data::run_segment(const Data& d, State& s, Segment segment, bool is_full,
+                                                WatchRef watch) noexcept {
+  const ExecutorRef executor = d.options.pool ? ExecutorRef(*d.options.pool) : ExecutorRef();
+  std::atomic<bool> ok = true;
+  const auto note = [&](bool good) {
+    if (!good) ok.store(false, std::memory_order_relaxed);
+  };
+  for (std::size_t k = 0; k < d.blocks.size(); ++k) {
+    const Block& block = d.blocks[k];
+    if (block.begin < segment.begin || block.end > segment.end) continue;
+    Index first = 0;
+    if (block.shares(s.batch_)) {
+      const Index each = s.batch_ / block.threads, chunk = block.chunk(s.batch_);
+      executor.each(block.threads, [&](Index t) {
+        const kernel::Range own{t * each, (t + 1) * each};
+        note(run_block(d, s, k, is_full, t, own, chunk, ExecutorRef(), t == 0 ? watch : nobody));
+      });
+      first = each * block.threads;
+    }
+    note(run_block(d, s, k, is_full, 0, {first, s.batch_}, block.chunk(s.batch_ - first), executor, watch));
+#if OFFRAMP_COUNT_FLOPS
+    for (std::size_t i = block.begin; i < block.end; ++i) {
+      if (!d.steps[i].is_view && (!is_full || d.steps[i].for_last)) s.counts_[i] += s.batch_;
+    }
+#endif
+  }
+  return ok.load(std::memory_order_relaxed);
 }
 
 OFFRAMP_SEPARABLE bool Model::run_watched(State& s, WatchRef watch, bool with_heads) const noexcept {
   bool ok = true;
   const std::size_t end = d_->stages.empty() ? 0 : d_->heads.back().end;
   for (std::size_t k = 0; k < d_->stages.size(); ++k) {
-    ok = Data::run_segment<true>(*d_, s, d_->stages[k], watch) && ok;
-    if (with_heads) ok = Data::run_segment(*d_, s, d_->heads[k], watch) && ok;
+    ok = Data::run_segment(*d_, s, d_->stages[k], true, watch) && ok;
+    if (with_heads) ok = Data::run_segment(*d_, s, d_->heads[k], false, watch) && ok;
   }
-  return Data::run_segment(*d_, s, {end, d_->steps.size()}, watch) && ok;
+  return Data::run_segment(*d_, s, {end, d_->steps.size()}, false, watch) && ok;
 }
 
 OFFRAMP_SEPARABLE bool Model::run_stage(State& s, Index k) const noexcept {
-  return Data::run_segment(*d_, s, d_->stages[static_cast<std::size_t>(k)], Data::run_layer);
+  return Data::run_segment(*d_, s, d_->stages[static_cast<std::size_t>(k)]);
 }
 OFFRAMP_SEPARABLE bool Model::run_head(State& s, Index k) const noexcept {
-  return Data::run_segment(*d_, s, d_->heads[static_cast<std::size_t>(k)], Data::run_layer);
+  return Data::run_segment(*d_, s, d_->heads[static_cast<std::size_t>(k)]);
 }
 
 OFFRAMP_SEPARABLE bool Model::run_full(State& s) const noexcept {
   bool ok = true;
-  for (const Data::Segment& stage : d_->stages) ok = Data::run_segment<true>(*d_, s, stage, Data::run_layer) && ok;
+  for (const Data::Segment& stage : d_->stages) ok = Data::run_segment(*d_, s, stage, true) && ok;
   return ok;
 }
 
@@ -312,8 +337,7 @@ OFFRAMP_SEPARABLE std::vector<Tensor> Model::run(std::span<const Tensor> inputs)
         std::memcpy(s.memory_.get() + s.plan_.offsets[static_cast<std::size_t>(info.storage)],
                     static_cast<const std::byte*>(inputs[i].data()) + static_cast<std::size_t>(r) * bytes, bytes);
     }
-    OFFRAMP_REQUIRE(Data::run_segment(d, s, {0, d.steps.size()}, Data::run_layer),
-                    "an index in the data is out of range");
+    OFFRAMP_REQUIRE(Data::run_segment(d, s, {0, d.steps.size()}), "an index in the data is out of range");
     for (std::size_t i = 0; i < results.size(); ++i) {
       const Data::ValueInfo& info = d.values[static_cast<std::size_t>(d.output_values[i])];
       const std::size_t bytes = results[i].bytes() / static_cast<std::size_t>(runs);

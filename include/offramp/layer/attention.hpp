@@ -57,15 +57,15 @@ class AttentionOperation final : public Operation {
     for (int a = 0; a < rank; ++a) y[axis(3, a)] = a == rank - 1 ? v[a] : q[a];
     set_output(out[0], DType::f32, y);
   }
-  void prepare(std::span<const TensorView>, const PrepareOptions& options) override { threads_ = options.threads; }
   Index executed(std::span<const TensorView> in, std::span<const TensorView> out) const noexcept override {
     const Sizes n(*this, in, out);
     const Index products = 2 * (n.depth * kernel::padded_columns(n.keys) + n.keys * kernel::padded_columns(n.width));
     return n.heads * n.rows * (products + (19 + Index{optional_input(in, 3) != nullptr}) * n.keys);
   }
-  std::size_t scratch_bytes(std::span<const TensorView> in, std::span<const TensorView> out) const noexcept override {
+  std::size_t scratch_bytes(std::span<const TensorView> in, std::span<const TensorView> out,
+                            Index threads) const noexcept override {
     const Sizes n(*this, in, out);
-    return static_cast<std::size_t>(threads_ * n.slot()) * sizeof(float);
+    return static_cast<std::size_t>(threads * n.slot()) * sizeof(float);
   }
   std::string algorithm() const override { return "scores in cache"; }
 
@@ -76,7 +76,7 @@ class AttentionOperation final : public Operation {
       std::fill_n(run.out[0].as<float>(), run.out[0].count(), 0.0f);
       return true;
     }
-    const Index blocks = (n.rows + n.block - 1) / n.block, threads = std::min(threads_, n.heads * blocks);
+    const Index blocks = (n.rows + n.block - 1) / n.block, threads = std::min(run.executor.threads(), n.heads * blocks);
     run.executor.each(threads, [&](Index t) {
       const kernel::Range own = kernel::part_of(n.heads * blocks, 1, threads, t);
       float* scratch = reinterpret_cast<float*>(run.scratch) + t * n.slot();
@@ -184,7 +184,6 @@ class AttentionOperation final : public Operation {
   }
 
   float scale_;
-  Index threads_ = 1;
   std::array<std::vector<Index>, 4> axes_;  // of q, k, v and the output
 };
 

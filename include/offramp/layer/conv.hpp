@@ -58,7 +58,7 @@ class ConvPlan {
     const ConvMethod method = choose(options);
     if (method.m > 0) {
       kind_ = Kind::winograd;
-      winograd_ = WinogradPlan(w_, in_channels, out_channels, method, weights, options.threads, options.kernels.lanes);
+      winograd_ = WinogradPlan(w_, in_channels, out_channels, method, weights, options.kernels.lanes);
       return;
     }
     if (method.halves) {
@@ -104,8 +104,8 @@ class ConvPlan {
     return {macs, 2 * macs + outputs * Index{has_bias_}, executed + outputs * (has_bias_ + residual + tail_.executed)};
   }
 
-  std::size_t scratch_bytes(Index batch) const noexcept {
-    if (kind_ == Kind::winograd) return winograd_.scratch_bytes(batch);
+  std::size_t scratch_bytes(Index batch, Index threads = 1) const noexcept {
+    if (kind_ == Kind::winograd) return winograd_.scratch_bytes(batch, threads);
     if (kind_ == Kind::bf16) {
       const Index pixels = spatial_ ? w_.padded_count() + 16 * w_.stride[2] : batch * w_.in_count() + 16;
       return static_cast<std::size_t>(pixels * in_channels_ + 64) * sizeof(std::uint16_t);
@@ -155,7 +155,7 @@ class ConvPlan {
     g.m = joined ? batch * pixels : pixels;
     g.columns_outside = kernel::prefer_columns_outside(g.m, out_group, taps_ * run_);
     if (!joined) g.offsets = offsets_.data();
-    each_image(joined ? 1 : batch, executor, [&](Index image, ExecutorRef inside) {
+    for (Index image = 0; image < (joined ? 1 : batch); ++image) {
       const float* x = in + image * w_.in_count() * in_channels_;
       kernel::Gemm one = g;
       for (Index group = 0; group < group_; ++group) {
@@ -165,9 +165,9 @@ class ConvPlan {
         one.bias = has_bias_ ? bias_.view().f32() + group * kernel::padded_columns(out_group) : nullptr;
         one.residual = residual ? residual + image * pixels * out_channels_ + group * out_group : nullptr;
         one.c = out + image * pixels * out_channels_ + group * out_group;
-        kernel::gemm(one, kernels, inside);
+        kernel::gemm(one, kernels, executor);
       }
-    });
+    }
   }
 
  private:
@@ -269,15 +269,6 @@ class ConvPlan {
                  products = static_cast<double>(options.batch * w_.out_count()) * weights;
     return kernel::cycles_with_weights(products / (kernel::product_share * rate * static_cast<double>(options.threads)),
                                        (method.halves ? 2 : 4) * weights);
-  }
-
-  // Calls f(image, executor of its parts): threads share the images of a batch where these come out even, so that a
-  // core reads what it has written one layer before; else each image.
-  template <class F>
-  static void each_image(Index batch, ExecutorRef executor, F&& f) noexcept {
-    const bool shares = executor.threads() > 1 && batch % executor.threads() == 0;
-    if (shares) return executor.each(batch, [&](Index image) { f(image, ExecutorRef()); });
-    for (Index image = 0; image < batch; ++image) f(image, executor);
   }
 
   static float* floats(Tensor& t) noexcept { return static_cast<float*>(t.mutable_data()); }
@@ -428,8 +419,9 @@ class ConvOperation final : public Operation {
   Index executed(std::span<const TensorView> in, std::span<const TensorView>) const noexcept override {
     return plan_.cost(in[0].shape[0], optional_input(in, 3) != nullptr).executed;
   }
-  std::size_t scratch_bytes(std::span<const TensorView> in, std::span<const TensorView> out) const noexcept override {
-    const std::size_t own = (plan_.scratch_bytes(in[0].shape[0]) + 63) / 64 * 64;
+  std::size_t scratch_bytes(std::span<const TensorView> in, std::span<const TensorView> out,
+                            Index threads) const noexcept override {
+    const std::size_t own = (plan_.scratch_bytes(in[0].shape[0], threads) + 63) / 64 * 64;
     return channels_last_ ? own : own + in[0].bytes() + out[0].bytes() + 2 * alignment + residual_bytes(in);
   }
   std::string algorithm() const override { return plan_.algorithm(); }
@@ -443,7 +435,7 @@ class ConvOperation final : public Operation {
       return true;
     }
     auto* own = run.scratch;
-    auto* in = reinterpret_cast<float*>(own + (plan_.scratch_bytes(batch) + 63) / 64 * 64);
+    auto* in = reinterpret_cast<float*>(own + (plan_.scratch_bytes(batch, run.executor.threads()) + 63) / 64 * 64);
     auto* out = in + (x.count() + 15) / 16 * 16;
     auto* residual = out + (y.count() + 15) / 16 * 16;
     to_channels_last(x, in);
@@ -524,7 +516,8 @@ class ConvTransposeOperation final : public Operation {
     const Index n = out_group_ * plan_.taps();
     return 2 * in[0].count() * kernel::padded_columns(n) + in[0].count() * n + out[0].count();
   }
-  std::size_t scratch_bytes(std::span<const TensorView> in, std::span<const TensorView>) const noexcept override {
+  std::size_t scratch_bytes(std::span<const TensorView> in, std::span<const TensorView>,
+                            Index) const noexcept override {
     const Index pixels = plan_.in_count();
     return static_cast<std::size_t>(pixels * in[0].shape[1] + 16 + pixels * out_group_ * plan_.taps()) * sizeof(float);
   }

@@ -158,7 +158,8 @@ class GemmOperation final : public Operation {
   Index executed(std::span<const TensorView> in, std::span<const TensorView> out) const noexcept override {
     return cost(in, out).executed;
   }
-  std::size_t scratch_bytes(std::span<const TensorView> in, std::span<const TensorView> out) const noexcept override {
+  std::size_t scratch_bytes(std::span<const TensorView> in, std::span<const TensorView> out,
+                            Index) const noexcept override {
     std::size_t bytes = (trans_a_ ? in[0].bytes() + alignment : 0) + plan_.scratch_bytes(out[0].shape[0]);
     if (plan_.empty() && !in_place_)
       bytes += static_cast<std::size_t>(
@@ -265,7 +266,8 @@ class MatMulOperation final : public Operation {
   Index executed(std::span<const TensorView> in, std::span<const TensorView> out) const noexcept override {
     return cost(in, out).executed;
   }
-  std::size_t scratch_bytes(std::span<const TensorView> in, std::span<const TensorView> out) const noexcept override {
+  std::size_t scratch_bytes(std::span<const TensorView> in, std::span<const TensorView> out,
+                            Index) const noexcept override {
     const Layout l(in[0].shape, in[1].shape);
     if (!plan_.empty()) return plan_.scratch_bytes(l.n > 0 ? out[0].count() / l.n : 0);
     return static_cast<std::size_t>(kernel::packed_size(l.k, l.n)) * sizeof(float);

@@ -354,7 +354,8 @@ class IntegerConvOperation final : public Operation {
     const Index sums = out_group > 0 ? outputs / out_group * ((out_group + 15) / 16 * 16) : 0;
     return 2 * sums * taps_ * ((run_ + 3) / 4 * 4) + outputs * (optional_input(in, 4) ? 4 : 2);
   }
-  std::size_t scratch_bytes(std::span<const TensorView> in, std::span<const TensorView>) const noexcept override {
+  std::size_t scratch_bytes(std::span<const TensorView> in, std::span<const TensorView>,
+                            Index) const noexcept override {
     const std::size_t padded =
         rows_ ? static_cast<std::size_t>((w_.padded_count() + 16 * w_.stride[2]) * in_channels_ + 128) : 0;
     return (padded + 63) / 64 * 64 + (flips_ ? in[0].bytes() + 64 : 0);
@@ -529,7 +530,8 @@ class IntegerDenseOperation final : public Operation {
     const Index rows = n_ > 0 ? out[0].count() / n_ : 0;
     return 2 * rows * ((n_ + 15) / 16 * 16) * ((k_ + 3) / 4 * 4) + 2 * out[0].count();
   }
-  std::size_t scratch_bytes(std::span<const TensorView> in, std::span<const TensorView>) const noexcept override {
+  std::size_t scratch_bytes(std::span<const TensorView> in, std::span<const TensorView>,
+                            Index) const noexcept override {
     return flips_ ? in[0].bytes() : 0;
   }
   std::string algorithm() const override { return "int8 gemm"; }
@@ -620,7 +622,8 @@ class IntegerGlobalPoolOperation final : public Operation {
   Cost cost(std::span<const TensorView> in, std::span<const TensorView>) const noexcept override {
     return Cost::plain(in[0].count());
   }
-  std::size_t scratch_bytes(std::span<const TensorView> in, std::span<const TensorView>) const noexcept override {
+  std::size_t scratch_bytes(std::span<const TensorView> in, std::span<const TensorView>,
+                            Index) const noexcept override {
     return static_cast<std::size_t>(channels_of(in[0].shape, channels_last_)) * sizeof(std::int32_t);
   }
   bool is_integer() const noexcept override { return true; }

@@ -33,7 +33,7 @@ enum class InputUse : std::uint8_t {
 struct PrepareOptions {
   const kernel::Kernels& kernels;
   Index batch = 1;          ///< samples that a call is expected to have
-  Index threads = 1;        ///< of the executor that will run it
+  Index threads = 1;        ///< that such a call is expected to have
   Index winograd_tile = 6;  ///< largest tile of Winograd convolutions: 2, 4 or 6; 0: none
   bool bf16 = false;        ///< products may be done in bfloat16
   /// Of this convolution, if it can be done so; else, and where there is none, a cost model chooses.
@@ -79,8 +79,9 @@ class Operation {
     return cost(in, out).flops;
   }
 
-  virtual std::size_t scratch_bytes(std::span<const TensorView> /*in*/,
-                                    std::span<const TensorView> /*out*/) const noexcept {
+  /// What `forward` needs with an executor of so many threads.
+  virtual std::size_t scratch_bytes(std::span<const TensorView> /*in*/, std::span<const TensorView> /*out*/,
+                                    Index /*threads*/) const noexcept {
     return 0;
   }
 

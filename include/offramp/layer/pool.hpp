@@ -62,7 +62,8 @@ class PoolOperation final : public Operation {
                                          : kind_ == Kind::average ? window
                                                                   : 2 * window));
   }
-  std::size_t scratch_bytes(std::span<const TensorView> in, std::span<const TensorView> out) const noexcept override {
+  std::size_t scratch_bytes(std::span<const TensorView> in, std::span<const TensorView> out,
+                            Index) const noexcept override {
     return vectorised(in[0], out) && !channels_last_
                ? static_cast<std::size_t>(image(in[0]) + image(out[0])) * sizeof(float) + 2 * alignment
                : 0;
@@ -276,7 +277,8 @@ class GridPoolOperation final : public Operation {
   Cost cost(std::span<const TensorView> in, std::span<const TensorView>) const noexcept override {
     return Cost::plain(in[0].count() * (Index{is_average_} + Index{is_maximum_}));
   }
-  std::size_t scratch_bytes(std::span<const TensorView> in, std::span<const TensorView>) const noexcept override {
+  std::size_t scratch_bytes(std::span<const TensorView> in, std::span<const TensorView>,
+                            Index) const noexcept override {
     Index cells = 0;
     for (const Index g : grids_) cells += g * g;
     return static_cast<std::size_t>(2 * cells * in[0].shape[3] + 16) * sizeof(float);

@@ -112,7 +112,8 @@ class RecurrentOperation final : public Operation {
     const Index h = in[2].shape[2], rows = in[0].shape[0] * in[0].shape[1] * directions();
     return rows * (2 * kernel::padded_columns(gates_ * h) * (in[0].shape[2] + h) + 25 * gates_ * h + tail_flops() * h);
   }
-  std::size_t scratch_bytes(std::span<const TensorView> in, std::span<const TensorView> out) const noexcept override {
+  std::size_t scratch_bytes(std::span<const TensorView> in, std::span<const TensorView> out,
+                            Index) const noexcept override {
     const Index h = in[2].shape[2], steps_and_batch = in[0].shape[0] * in[0].shape[1],
                 batch = in[0].shape[batch_first_ ? 0 : 1];
     const Index n = gates_ * h;

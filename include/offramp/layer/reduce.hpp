@@ -285,7 +285,8 @@ class TopKOperation final : public Operation {
     set_output(out[0], x.type, s);
     if (out.size() > 1) set_output(out[1], DType::i64, s);
   }
-  std::size_t scratch_bytes(std::span<const TensorView> in, std::span<const TensorView>) const noexcept override {
+  std::size_t scratch_bytes(std::span<const TensorView> in, std::span<const TensorView>,
+                            Index) const noexcept override {
     const Shape& s = in[0].shape;
     return static_cast<std::size_t>(s[static_cast<int>(from_front(axis_, s.rank()))]) * sizeof(Index);
   }

@@ -43,11 +43,10 @@ class WinogradPlan {
            w.begin[0] == 0 && w.end[0] == 0;
   }
 
-  /// `weights` is [out_channels][in_channels][3][3]; `threads` as the executor of `forward` has, `lanes` as its
-  /// kernels.
+  /// `weights` is [out_channels][in_channels][3][3]; `lanes` as the kernels of `forward` have.
   WinogradPlan(const Window& w, Index in_channels, Index out_channels, const ConvMethod& method, const float* weights,
-               Index threads = 1, Index lanes = 16)
-      : threads_(threads), job_{method, in_channels, out_channels, lanes, share_of_copied_tiles(w, method.m)} {
+               Index lanes = 16)
+      : job_{method, in_channels, out_channels, lanes, share_of_copied_tiles(w, method.m)} {
     t_.m = method.m;
     t_.in_h = w.in[1], t_.in_w = w.in[2], t_.out_h = w.out[1], t_.out_w = w.out[2];
     t_.pad_top = w.begin[1], t_.pad_left = w.begin[2];
@@ -78,7 +77,7 @@ class WinogradPlan {
 
     Index count() const noexcept { return of_tiles * of_channels; }
   };
-  Parts parts(Index batch) const noexcept { return parts_of(job_, batch * tiles(), threads_); }
+  Parts parts(Index batch, Index threads) const noexcept { return parts_of(job_, batch * tiles(), threads); }
 
   std::string text() const {
     const std::string m = std::to_string(t_.m);
@@ -102,9 +101,9 @@ class WinogradPlan {
                              (points + t_.m) * output[static_cast<std::size_t>(n)] * job_.out_channels);
   }
 
-  std::size_t scratch_bytes(Index batch) const noexcept {
+  std::size_t scratch_bytes(Index batch, Index threads) const noexcept {
     const Index all = batch * tiles();
-    return static_cast<std::size_t>(threads_ * slot(std::min(most_tiles(job_), all))) * sizeof(float);
+    return static_cast<std::size_t>(threads * slot(std::min(most_tiles(job_), all))) * sizeof(float);
   }
 
   /// All [batch][h][w][channels]; `bias` and `residual` may be null.
@@ -115,7 +114,7 @@ class WinogradPlan {
     output.bias = bias, output.residual = residual;
     output.activation = tail.activation, output.alpha = tail.alpha, output.beta = tail.beta;
     const Index all = batch * tiles();
-    const Parts shared = executor.threads() == 1 ? Parts{} : parts(batch);
+    const Parts shared = executor.threads() == 1 ? Parts{} : parts(batch, executor.threads());
     const Index panels = kernel::padded_columns(job_.out_channels) / kernel::column_block,
                 own_memory = slot(std::min(most_tiles(job_), all));
     executor.each(shared.count(), [&](Index i) {
@@ -343,7 +342,7 @@ class WinogradPlan {
     }
   }
 
-  Index threads_ = 1, packed_ = 0;
+  Index packed_ = 0;
   Job job_;
   kernel::Winograd t_;
   Tensor weights_;
