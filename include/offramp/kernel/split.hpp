@@ -9,8 +9,9 @@
 
 namespace offramp::kernel {
 
-/// Multiply-adds below which a second thread does not pay for waking it.
-inline constexpr Index least_parallel_macs = 100'000;
+/// Multiply-adds below which a second thread does not pay for waking it, and those of products of few rows, which take
+/// as long as their weights need to arrive.
+inline constexpr Index least_parallel_macs = 400'000, least_parallel_weights = least_parallel_macs / 4;
 /// Bytes of a copy below which it does not either.
 inline constexpr Index least_parallel_bytes = 128 * 1024;
 constexpr bool copy_pays(Index bytes) noexcept {
@@ -96,13 +97,13 @@ inline IntegerGemm columns_of(IntegerGemm g, Range r) noexcept {
 }
 
 /// A product by as many threads as pay. Rows share B and columns share A: cut where the parts come out even, rows
-/// first. `least` multiply-adds are too few to wake a thread for; rows go in steps of `tile`, at least `rows` a thread,
+/// first. `speed` multiply-adds take the time of one in float32; rows go in steps of `tile`, at least `rows` a thread,
 /// columns in steps of `blocks` blocks.
 template <class G, class Run>
-void split_product(const G& g, ExecutorRef executor, Index least, Index tile, Index rows, Index blocks,
+void split_product(const G& g, ExecutorRef executor, Index speed, Index tile, Index rows, Index blocks,
                    Run&& run) noexcept {
-  const Index threads = executor.threads();
-  if (threads == 1 || g.m * g.n * g.taps * g.run < least) return run(g);
+  const Index threads = executor.threads(), least = g.m < 8 ? least_parallel_weights : least_parallel_macs;
+  if (threads == 1 || g.m * g.n * g.taps * g.run < speed * least) return run(g);
   if (g.m >= rows * threads || padded_columns(g.n) / column_block < 2 * threads) {
     each_range(executor, g.m, tile, [&](Range r) { run(rows_of(g, r)); });
   } else {
@@ -111,11 +112,11 @@ void split_product(const G& g, ExecutorRef executor, Index least, Index tile, In
 }
 
 inline void gemm(const Gemm& g, const Kernels& kernels, ExecutorRef executor) noexcept {
-  split_product(g, executor, least_parallel_macs, 24, 32, 4, [&](const Gemm& part) { kernels.gemm(part); });
+  split_product(g, executor, 1, 24, 32, 4, [&](const Gemm& part) { kernels.gemm(part); });
 }
 /// The same with columns where they lie; each thread reads its own.
 inline void dot_gemm(const DotGemm& g, const Kernels& kernels, ExecutorRef executor) noexcept {
-  if (executor.threads() == 1 || g.m * g.n * g.k < least_parallel_macs) return kernels.dot_gemm(g);
+  if (executor.threads() == 1 || g.m * g.n * g.k < least_parallel_weights) return kernels.dot_gemm(g);
   each_range(executor, g.n, 6, [&](Range r) {
     DotGemm part = g;
     part.n = r.last - r.first;
@@ -127,13 +128,11 @@ inline void dot_gemm(const DotGemm& g, const Kernels& kernels, ExecutorRef execu
 }
 /// The same in bfloat16.
 inline void bf16_gemm(const Bf16Gemm& g, const Kernels& kernels, ExecutorRef executor) noexcept {
-  split_product(g, executor, 4 * least_parallel_macs, 16, 64, 3,
-                [&](const Bf16Gemm& part) { kernels.bf16->gemm(part); });
+  split_product(g, executor, 2, 16, 64, 3, [&](const Bf16Gemm& part) { kernels.bf16->gemm(part); });
 }
 /// The same of bytes.
 inline void integer_gemm(const IntegerGemm& g, const Kernels& kernels, ExecutorRef executor) noexcept {
-  split_product(g, executor, 4 * least_parallel_macs, 8, 32, 3,
-                [&](const IntegerGemm& part) { kernels.integer->gemm(part); });
+  split_product(g, executor, 4, 8, 32, 3, [&](const IntegerGemm& part) { kernels.integer->gemm(part); });
 }
 
 }  // namespace offramp::kernel
