@@ -1,5 +1,5 @@
 /// @file executor.hpp
-/// Who does the parts of one operation: the calling thread alone, or a pool.
+/// Who does the parts of one operation, or the samples of a batch: the calling thread alone, or a pool.
 #pragma once
 
 #include <atomic>
@@ -16,7 +16,7 @@
 
 namespace offramp {
 
-/// A part of an operation: `task(context, i)`.
+/// A part of the work: `task(context, i)`.
 using Task = void (*)(void* context, Index i) noexcept;
 
 /// Runs `task(context, i)` for every i below `parts`, in any order and on any thread, and returns when all are done.

@@ -39,7 +39,8 @@ struct ModelOptions {
   /// How convolutions are done, as `tune_convolutions` (graph/tune.hpp) found by timing; a cost model chooses where
   /// there is none, or where it does not fit.
   std::shared_ptr<const ConvMethods> conv_methods;
-  std::shared_ptr<ThreadPool> pool;  ///< does the parts of an operation; null: the calling thread alone
+  /// Shares the samples of a batch, or the parts of an operation; null: the calling thread does all.
+  std::shared_ptr<ThreadPool> pool;
 };
 
 /// One exit of a network, in depth order. Costs are of one sample.

@@ -104,7 +104,7 @@ OFFRAMP_SEPARABLE void Model::Data::rewrite(Data& d, const Inference& two, const
 OFFRAMP_SEPARABLE void Model::Data::plan(Data& d) {
   const kernel::Kernels& kernels = kernel::kernels_for(d.options.isa);
   const Index threads = d.threads();
-  const bool shares = !d.single && d.options.batch >= threads;  // of samples, as blocks do
+  const bool shares = !d.single && d.options.batch >= threads;  // samples, as blocks do
   const GraphContext context{d.options.operators,
                              kernels,
                              d.options.limits,
@@ -655,7 +655,6 @@ OFFRAMP_SEPARABLE Model::Memory Model::Data::plan_memory(const Data& d, Index n)
   Memory m;
   m.offsets.assign(d.storages.size(), 0);
   m.own.assign(d.blocks.size(), 0);
-  const auto block_of = [&](std::size_t i) { return d.storages[i].block; };
   std::vector<Piece> pieces;
   for (std::size_t i = 0; i < d.storages.size(); ++i) {
     const Storage& s = d.storages[i];
@@ -684,7 +683,7 @@ OFFRAMP_SEPARABLE Model::Memory Model::Data::plan_memory(const Data& d, Index n)
     if (!b.shares(n)) continue;
     std::vector<std::size_t> inside;
     for (std::size_t i = 0; i < d.storages.size(); ++i) {
-      if (block_of(i) == static_cast<int>(k)) inside.push_back(i);
+      if (d.storages[i].block == static_cast<int>(k)) inside.push_back(i);
     }
     std::vector<Piece> own;
     for (const std::size_t i : inside) own.push_back(std::exchange(pieces[i], {0, b.begin, b.begin}));
