@@ -1,12 +1,14 @@
 // What an exit costs, and what deciding costs: exit_cost MODEL.onnx [ROUNDS]
 //
 // For each exit k, in turn in one process: a session whose policy always leaves at k, and the stages up to k with k's
-// head, called directly; and the share of the full network's latency that is saved, over the share of its FLOPs. Then a
-// session that asks every exit and never leaves, against all stages and heads called
+// head, called directly; and the share of the full network's latency that is saved, over the share of its FLOPs, and
+// over that of the FLOPs that kernels execute (Winograd's convolutions are a fraction of the nominal ones, and not the
+// same fraction everywhere). Then a session that asks every exit and never leaves, against all stages and heads called
 // directly: the difference is what policies, counter and bookkeeping take. Last, batches of 32 of which nine, five or
-// one in ten leave at an exit and the rest goes on, compacted: the share of latency saved over that of FLOPs again.
+// one in ten leave at an exit and the rest goes on, compacted: the same two quotients.
 #include <algorithm>
 #include <chrono>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <vector>
@@ -79,8 +81,8 @@ int main(int argc, char** argv) {
       if (every_head || k == last) model.run_head(state, k);
     }
   };
-  std::printf("%-12s %14s %14s %8s %14s %14s %10s\n", "exit", "session, us", "stages, us", "ratio", "FLOPs saved",
-              "latency saved", "quotient");
+  std::printf("%-12s %14s %14s %8s %14s %14s %10s %10s\n", "exit", "session, us", "stages, us", "ratio", "FLOPs saved",
+              "latency saved", "quotient", "executed");
   for (Index k = 0; k < exits; ++k) {
     Session session(model, Always{k});
     const auto [a, b] = in_turn(
@@ -88,13 +90,15 @@ int main(int argc, char** argv) {
     const auto [early, whole] = in_turn(
         rounds, [&] { session.predict(x); }, [&] { session.predict_full(x); });
     const auto& e = model.exits()[static_cast<std::size_t>(k)];
-    const double flops = 1 - static_cast<double>(e.upto.flops) / static_cast<double>(model.exits().back().upto.flops);
+    const Cost& all = model.exits().back().upto;
+    const double flops = 1 - static_cast<double>(e.upto.flops) / static_cast<double>(all.flops),
+                 executed = 1 - static_cast<double>(e.upto.executed) / static_cast<double>(all.executed);
     std::printf("%-12s %14.2f %14.2f %8.4f %12.1f %% %12.1f %% ", e.name.c_str(), a, b, a / b, 100 * flops,
                 100 * (1 - early / whole));
     if (k + 1 < exits)
-      std::printf("%10.3f\n", (1 - early / whole) / flops);
+      std::printf("%10.3f %10.3f\n", (1 - early / whole) / flops, (1 - early / whole) / executed);
     else
-      std::printf("%10s\n", "-");
+      std::printf("%10s %10s\n", "-", "-");
   }
   Session asking(model, AskOnly{});
   Session full(model, Never{});
@@ -113,8 +117,8 @@ int main(int argc, char** argv) {
   options.batch = batch;
   const Model wide = load_onnx(argv[1], options);
   const std::vector<float> many(static_cast<std::size_t>(batch * wide.sample_size()), 0.5f);
-  std::printf("\nbatch %ld, nine, five and one in ten leaving\n%-12s %26s %26s %26s\n", static_cast<long>(batch),
-              "exit", "90 %: FLOPs, latency, q", "50 %", "10 %");
+  std::printf("\nbatch %ld, nine, five and one in ten leaving\n%-12s %33s %33s %33s\n", static_cast<long>(batch),
+              "exit", "90 %: FLOPs, latency, q, executed", "50 %", "10 %");
   Session whole(wide, Never{}, batch);
   for (Index k = 0; k + 1 < exits; ++k) {
     std::printf("%-12s", wide.exits()[static_cast<std::size_t>(k)].name.c_str());
@@ -123,11 +127,15 @@ int main(int argc, char** argv) {
       Session mixed(wide, Mix{k, leaving, &asked}, batch);
       const auto [early, all] = in_turn(
           std::max(30L, rounds / 40), [&] { mixed.predict(many); }, [&] { whole.predict(many); });
-      const auto flops = [](const auto& counted) {
-        return static_cast<double>(counted.counted().flops) / static_cast<double>(counted.counted_samples());
+      const auto saved = [&](std::int64_t Cost::*which) {
+        const auto mean = [&](const auto& session) {
+          return static_cast<double>(session.counted().*which) / static_cast<double>(session.counted_samples());
+        };
+        return 1 - mean(mixed) / mean(whole);
       };
-      const double saved = 1 - flops(mixed) / flops(whole);
-      std::printf("   %6.1f %% %6.1f %% %6.3f", 100 * saved, 100 * (1 - early / all), (1 - early / all) / saved);
+      const double flops = saved(&Cost::flops), latency = 1 - early / all;
+      std::printf("   %6.1f %% %6.1f %% %6.3f %6.3f", 100 * flops, 100 * latency, latency / flops,
+                  latency / saved(&Cost::executed));
     }
     std::printf("\n");
   }

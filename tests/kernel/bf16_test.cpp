@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cmath>
 #include <vector>
 
@@ -11,6 +12,7 @@
 #include "offramp/graph/model.hpp"
 #include "offramp/kernel/dispatch.hpp"
 #include "offramp/kernel/split.hpp"
+#include "offramp/layer/conv.hpp"
 #include "reference.hpp"
 
 namespace offramp::kernel {
@@ -88,6 +90,27 @@ TEST(Bf16, SplitProductsAreTheSame) {
     }
   }
 }
+
+#if OFFRAMP_X86_TARGETS
+// AMD's cores do twice as many multiply-adds of bfloat16 as of floats, tiles many times as many.
+TEST(Bf16, ConvolutionsTakeItWhereItIsFaster) {
+  for (const Isa isa : available_isas()) {
+    const Kernels& kernels = kernels_for(isa);
+    if (!kernels.bf16 || !(kernels.bf16->has_tiles || __builtin_cpu_is("amd"))) continue;
+    PrepareOptions options{kernels};
+    for (const auto& [in, out, size] : {std::array<Index, 3>{64, 256, 56}, {1024, 256, 14}, {2048, 512, 7}}) {
+      Window window;
+      window.in = window.out = {1, size, size};
+      const auto w = test::random_floats(in * out, 1);
+      for (const bool asked : {false, true}) {
+        options.bf16 = asked;
+        const ConvPlan plan(window, in, out, 1, w.data(), nullptr, {}, options);
+        EXPECT_EQ(plan.algorithm(), asked ? "bf16 gemm" : "gemm") << name_of(isa) << " " << in << " to " << out;
+      }
+    }
+  }
+}
+#endif
 
 TEST(Bf16, NetworksAnswerNearlyTheSame) {
   const std::vector<Tensor> in{test::random_tensor({5, 3, 8, 8}, 5)};

@@ -96,8 +96,10 @@ inline double multiply_adds_per_cycle(std::int64_t lanes) noexcept {
   return lanes < 8 ? 6 : static_cast<double>(2 * lanes);
 }
 
-/// Of pairs of bfloat16 with AVX-512: one vector a cycle, or two where floats have two as well.
-inline constexpr double bf16_multiply_adds_per_cycle = 32;
+/// The same of pairs of bfloat16 with AVX-512: Zen 5 starts two vectors in a cycle, others one.
+inline double bf16_multiply_adds_per_cycle() noexcept {
+  return detail::is_zen5() ? 64 : 32;
+}
 
 /// The instruction sets that can be used here, slowest first.
 inline std::span<const Isa> available_isas() noexcept {

@@ -265,7 +265,7 @@ class ConvPlan {
     if (method.m > 0)
       return WinogradPlan::cycles(w_, in_channels_, out_channels_, method, options.batch, lanes, options.threads);
     const double weights = static_cast<double>(w_.taps() * in_channels_ * kernel::padded_columns(out_channels_)),
-                 rate = method.halves ? bf16_multiply_adds_per_cycle : multiply_adds_per_cycle(lanes),
+                 rate = method.halves ? bf16_multiply_adds_per_cycle() : multiply_adds_per_cycle(lanes),
                  products = static_cast<double>(options.batch * w_.out_count()) * weights;
     return kernel::cycles_with_weights(products / (kernel::product_share * rate * static_cast<double>(options.threads)),
                                        (method.halves ? 2 : 4) * weights);

@@ -163,7 +163,7 @@ class WinogradPlan {
     static constexpr std::array<double, 3> input{4.8, 4.7, 5.0}, output{3.7, 4.4, 7.5};
     constexpr double copied = 2;
     const double weights = static_cast<double>(points * job.in_channels * kernel::padded_columns(out_channels));
-    const double rate = method.halves ? bf16_multiply_adds_per_cycle : multiply_adds_per_cycle(job.lanes),
+    const double rate = method.halves ? bf16_multiply_adds_per_cycle() : multiply_adds_per_cycle(job.lanes),
                  bytes = (method.halves ? 2 : 4) * weights;
     const auto vectors = [&](Index channels) { return static_cast<double>((channels + job.lanes - 1) / job.lanes); };
     const double transformations =
