@@ -24,6 +24,7 @@ struct GraphContext {
   const kernel::Kernels& kernels;
   Limits limits;
   PrepareOptions prepare{kernels};
+  bool keep_bytes = false;  ///< constant bytes that only products read are not dequantized
 };
 
 /// Rethrows an Error with the node named, and what a standard container throws as an Error.
@@ -77,6 +78,30 @@ inline std::vector<Tensor> run_known(const Operation& op, const Node& node, std:
   return results;
 }
 
+/// The outputs of a node whose inputs are all known.
+inline std::vector<Tensor> compute(const Graph& graph, const Node& node, std::span<const TensorView> in,
+                                   const GraphContext& context) {
+  const auto op = context.operators.make(node, graph.opset);
+  std::vector<TensorView> out(std::max<std::size_t>(1, node.outputs.size()));
+  op->infer(in, out);
+  for (const TensorView& o : out) check_size(o, context.limits.tensor_bytes);
+  op->prepare(in, context.prepare);
+  return run_known(*op, node, in, out, context);
+}
+
+/// Whether a node makes floats of bytes that are constants.
+inline bool dequantizes_constant(const Graph& graph, const Node& node, const GraphContext& context) {
+  return node.op == "DequantizeLinear" && !context.operators.is_own(node) && node.outputs.size() == 1 &&
+         node.outputs[0] != no_value && std::all_of(node.inputs.begin(), node.inputs.end(), [&](ValueId v) {
+           return v == no_value || graph.is_constant(v);
+         });
+}
+
+/// Whether a node may be done with bytes instead of the floats that they stand for.
+inline bool may_take_bytes(const Node& node, const GraphContext& context) {
+  return (node.op == "Conv" || node.op == "Gemm" || node.op == "MatMul") && !context.operators.is_own(node);
+}
+
 }  // namespace detail
 
 inline std::vector<Tensor> evaluate(const Graph& graph, std::span<const Tensor> inputs, const GraphContext& context,
@@ -96,8 +121,29 @@ inline Inference infer(const Graph& graph, std::span<const TensorView> inputs, c
   }
   for (std::size_t i = 0; i < graph.inputs.size(); ++i) view(graph.inputs[i]) = inputs[i];
   for (std::size_t i = 0; i < graph.captures.size(); ++i) view(graph.captures[i].second) = captured[i];
+  std::vector<const Node*> put_off(graph.values.size(), nullptr);  // what would dequantize a value
+  const auto need = [&](ValueId v) {
+    if (v == no_value || !put_off[static_cast<std::size_t>(v)]) return;
+    const Node& node = *std::exchange(put_off[static_cast<std::size_t>(v)], nullptr);
+    std::vector<TensorView> bytes;
+    for (const ValueId i : node.inputs) bytes.push_back(i == no_value ? TensorView{} : view(i));
+    at_node(node, [&] { result.known[static_cast<std::size_t>(v)] = detail::compute(graph, node, bytes, context)[0]; });
+    view(v) = result.known[static_cast<std::size_t>(v)].view();
+  };
   std::vector<TensorView> in, out;
   for (const Node& node : graph.nodes) {
+    if (node.op == "If") {
+      for (const Attribute& a : node.attributes) {
+        if (const auto* branch = std::get_if<std::shared_ptr<Graph>>(&a.value); branch && *branch) {
+          for (const auto& [outer, inner] : (*branch)->captures) need(outer);
+        }
+      }
+    } else {
+      need(node.input(0));
+      if (!detail::may_take_bytes(node, context) || node.input(0) == no_value || view(node.input(0)).data) {
+        for (const ValueId v : node.inputs) need(v);
+      }
+    }
     at_node(node, [&] {
       in.clear();
       for (const ValueId v : node.inputs) in.push_back(v == no_value ? TensorView{} : view(v));
@@ -135,11 +181,15 @@ inline Inference infer(const Graph& graph, std::span<const TensorView> inputs, c
         for (std::size_t i = 0; i < in.size(); ++i)
           known = known && (in[i].data || in[i].type == DType::none || op->use(i) == InputUse::shape);
         for (std::size_t i = 0; i < in.size(); ++i) {
-          OFFRAMP_REQUIRE(
-              op->use(i) != InputUse::parameter || in[i].data || in[i].type == DType::none || in[i].count() == 0,
-              "input " + std::to_string(i) + " must be known before the network runs");
+          OFFRAMP_REQUIRE(op->use(i) != InputUse::parameter || in[i].type == DType::none || in[i].data ||
+                              in[i].count() == 0 || put_off[static_cast<std::size_t>(node.inputs[i])],
+                          "input " + std::to_string(i) + " must be known before the network runs");
         }
         known = known && total <= known_bytes;
+        if (known && context.keep_bytes && detail::dequantizes_constant(graph, node, context)) {
+          known = false;
+          put_off[static_cast<std::size_t>(node.outputs[0])] = &node;
+        }
         if (known) {
           op->prepare(in, context.prepare);
           results = detail::run_known(*op, node, in, out, context);
@@ -158,6 +208,7 @@ inline Inference infer(const Graph& graph, std::span<const TensorView> inputs, c
       }
     });
   }
+  for (const ValueId v : graph.outputs) need(v);
   return result;
 }
 

@@ -124,7 +124,7 @@ struct Model::Data {
   Index threads() const noexcept { return options.pool ? options.pool->threads() : 1; }
   static std::shared_ptr<const Data> build(Graph graph, const ModelOptions& options);
   static void plan(Data& d);
-  static void rewrite(Data& d, const Inference& two, const Inference& three);
+  static void rewrite(Data& d, const Inference& two, const Inference& three, const GraphContext& context);
   static std::vector<TensorView> views_of(std::span<const ValueId> values, const Inference& shapes);
   static void arrange(Data& d);
   static void pack(Data& d, const Inference& two, const Inference& three, const GraphContext& context);

@@ -71,7 +71,8 @@ OFFRAMP_SEPARABLE std::vector<TensorView> Model::Data::views_of(std::span<const 
 }
 
 // The passes, from the graph as the file states it to the one that runs.
-OFFRAMP_SEPARABLE void Model::Data::rewrite(Data& d, const Inference& two, const Inference& three) {
+OFFRAMP_SEPARABLE void Model::Data::rewrite(Data& d, const Inference& two, const Inference& three,
+                                            const GraphContext& context) {
   d.prepared = d.source;
   Graph& g = d.prepared;
   for (std::size_t i = 0; i < g.nodes.size(); ++i) g.nodes[i].origins = {static_cast<int>(i)};
@@ -80,9 +81,9 @@ OFFRAMP_SEPARABLE void Model::Data::rewrite(Data& d, const Inference& two, const
   for (Node& n : g.nodes) {
     if (d.options.operators.is_own(n)) n.op.insert(n.op.begin(), own_mark);
   }
-  passes::fold_constants(g, two, three, true);
-  passes::FuseIntegers(g, two).run();
   passes::fold_constants(g, two, three);
+  passes::FuseIntegers(g, two).run();
+  passes::dequantize_constants(g, context);
   passes::remove_identities(g, two);
   g.remove_dead_nodes();
   passes::fold_batch_norms(g);
@@ -109,7 +110,8 @@ OFFRAMP_SEPARABLE void Model::Data::plan(Data& d) {
                              kernels,
                              d.options.limits,
                              {kernels, shares ? (d.options.batch + threads - 1) / threads : d.options.batch,
-                              shares ? 1 : threads, d.options.winograd_tile, d.options.bf16, nullptr}};
+                              shares ? 1 : threads, d.options.winograd_tile, d.options.bf16, nullptr},
+                             true};
   const Graph& source = d.source;
   OFFRAMP_REQUIRE(!source.inputs.empty(), "the network has no input");
   for (const ValueId v : source.inputs)
@@ -135,7 +137,7 @@ OFFRAMP_SEPARABLE void Model::Data::plan(Data& d) {
       nominal.push_back(d.single ? a : a - each);  // what does not grow with the batch is the first sample's
     }
 
-    rewrite(d, two, three);
+    rewrite(d, two, three, context);
   }  // what was computed ahead is in the graph now, and need not stay beside it
   Graph& g = d.prepared;
 

@@ -86,10 +86,10 @@ inline void erase_marked(Graph& g) {
 }
 
 /// Replaces values that are known whatever the batch by constants; `a` and `b` were inferred with different batches.
-/// With `keep_bytes`, what dequantizes constant bytes stays.
-inline void fold_constants(Graph& g, const Inference& a, const Inference& b, bool keep_bytes = false) {
+/// What dequantizes constant bytes stays.
+inline void fold_constants(Graph& g, const Inference& a, const Inference& b) {
   for (Node& node : g.nodes) {
-    bool all = !(keep_bytes && node.op == "DequantizeLinear");
+    bool all = node.op != "DequantizeLinear";
     for (const ValueId v : node.outputs) {
       if (v == no_value) continue;
       const Tensor &x = a.known[static_cast<std::size_t>(v)], &y = b.known[static_cast<std::size_t>(v)];
@@ -100,6 +100,18 @@ inline void fold_constants(Graph& g, const Inference& a, const Inference& b, boo
     for (const ValueId v : node.outputs) {
       if (v != no_value) g[v].constant = a.known[static_cast<std::size_t>(v)];
     }
+    drop(node);
+  }
+  erase_marked(g);
+}
+
+/// Makes floats of the constant bytes that no pass took as they are.
+inline void dequantize_constants(Graph& g, const GraphContext& context) {
+  for (Node& node : g.nodes) {
+    if (!offramp::detail::dequantizes_constant(g, node, context)) continue;
+    std::vector<TensorView> in;
+    for (const ValueId v : node.inputs) in.push_back(v == no_value ? TensorView{} : g[v].constant.view());
+    at_node(node, [&] { g[node.outputs[0]].constant = offramp::detail::compute(g, node, in, context)[0]; });
     drop(node);
   }
   erase_marked(g);

@@ -21,7 +21,7 @@ inline Inference infer_batch(const Graph& g, const ModelOptions& options, Index 
 /// where the batch axis is not open.
 inline Graph simplified(Graph g, const ModelOptions& options) {
   const Inference two = infer_batch(g, options, 2), three = infer_batch(g, options, 3);
-  passes::fold_constants(g, two, three, true);
+  passes::fold_constants(g, two, three);
   passes::remove_identities(g, two);
   g.remove_dead_nodes();
   passes::fold_batch_norms(g);
