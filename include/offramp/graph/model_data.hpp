@@ -53,6 +53,8 @@ struct Model::Data {
     bool apart = false;          // computes each sample from that sample alone
     Index weight_bytes = 0;      // of the constants that it reads
     std::size_t first_view = 0;  // of its operands in a state
+    // `is_full`: for the last exit alone.
+    bool runs(bool is_full) const noexcept { return !is_view && (!is_full || for_last); }
   };
   struct Segment {
     std::size_t begin = 0, end = 0;

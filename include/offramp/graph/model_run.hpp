@@ -160,7 +160,7 @@ OFFRAMP_SEPARABLE bool Model::Data::run_block(const Data& d, State& s, std::size
     bind(d, s, k, thread, first, std::min(chunk, samples.last - first));
     for (std::size_t i = d.blocks[k].begin; i < d.blocks[k].end; ++i) {
       const Step& step = d.steps[i];
-      if (step.is_view || (is_full && !step.for_last)) continue;
+      if (!step.runs(is_full)) continue;
       const std::span<const TensorView> all(views + step.first_view, step.in.size() + step.out.size());
       const OperationRun run{all.first(step.in.size()), all.subspan(step.in.size()), scratch, kernels, executor};
       ok = watch(i, LayerRun{*step.op, run}) && ok;
@@ -191,7 +191,7 @@ OFFRAMP_SEPARABLE bool Model::Data::run_segment(const Data& d, State& s, Segment
     note(run_block(d, s, k, is_full, 0, {first, s.batch_}, block.chunk(s.batch_ - first), executor, watch));
 #if OFFRAMP_COUNT_FLOPS
     for (std::size_t i = block.begin; i < block.end; ++i) {
-      if (!d.steps[i].is_view && (!is_full || d.steps[i].for_last)) s.counts_[i] += s.batch_;
+      if (d.steps[i].runs(is_full)) s.counts_[i] += s.batch_;
     }
 #endif
   }
