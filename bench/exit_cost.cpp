@@ -93,10 +93,11 @@ int main(int argc, char** argv) {
     const Cost& all = model.exits().back().upto;
     const double flops = 1 - static_cast<double>(e.upto.flops) / static_cast<double>(all.flops),
                  executed = 1 - static_cast<double>(e.upto.executed) / static_cast<double>(all.executed);
+    const double latency = 1 - early / whole;
     std::printf("%-12s %14.2f %14.2f %8.4f %12.1f %% %12.1f %% ", e.name.c_str(), a, b, a / b, 100 * flops,
-                100 * (1 - early / whole));
+                100 * latency);
     if (k + 1 < exits)
-      std::printf("%10.3f %10.3f\n", (1 - early / whole) / flops, (1 - early / whole) / executed);
+      std::printf("%10.3f %10.3f\n", latency / flops, latency / executed);
     else
       std::printf("%10s %10s\n", "-", "-");
   }

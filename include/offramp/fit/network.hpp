@@ -722,7 +722,6 @@ class TrainableNetwork {
 
   // Lets the operator itself move numbers that say where they come from.
   void add_move(const Node& n) {
-    const auto op = options_.operators.make(n, graph_.opset);
     std::vector<Tensor> numbered;
     std::vector<std::pair<ValueId, Index>> origin;  // the first number of each input
     std::vector<TensorView> in;
@@ -744,11 +743,8 @@ class TrainableNetwork {
       in.push_back(numbered.back().view());
     }
     OFFRAMP_REQUIRE(next < Index{1} << 24, "cannot be trained through: more than 2^24 elements");
-    std::vector<TensorView> out{shapes_.views[static_cast<std::size_t>(n.outputs[0])]};
-    op->infer(in, out);
-    op->prepare(in, {kernels_});
     const std::vector<Tensor> moved =
-        offramp::detail::run_known(*op, n, in, out, {options_.operators, kernels_, options_.limits, {kernels_}});
+        offramp::detail::compute(graph_, n, in, {options_.operators, kernels_, options_.limits, {kernels_}});
     const detail::Slot to = reserve(n.outputs[0], learns);
     std::vector<std::int32_t> from(static_cast<std::size_t>(to.count()), -1);
     for (Index k = 0; k < to.count(); ++k) {

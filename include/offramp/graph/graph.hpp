@@ -48,6 +48,18 @@ std::vector<bool> ancestors(ValueId v, const std::vector<int>& producer, std::si
   return seen;
 }
 
+/// Calls `f` with each value that a `Node` or `const Node` reads, itself (`no_value` where it has none) or in its
+/// subgraphs.
+template <class N, class F>
+void each_read(N& node, F&& f) {
+  for (auto& v : node.inputs) f(v);
+  for (auto& a : node.attributes) {
+    if (auto* sub = std::get_if<std::shared_ptr<Graph>>(&a.value); sub && *sub) {
+      for (auto& capture : (*sub)->captures) f(capture.first);
+    }
+  }
+}
+
 /// Nodes in topological order over values. A subgraph names what it takes from the graph around it in `captures`.
 class Graph {
  public:
@@ -95,14 +107,9 @@ class Graph {
   std::vector<int> use_counts() const {
     std::vector<int> n(values.size(), 0);
     for (const Node& node : nodes) {
-      for (const ValueId v : node.inputs) {
+      each_read(node, [&](ValueId v) {
         if (v != no_value) ++n[static_cast<std::size_t>(v)];
-      }
-      for (const Attribute& a : node.attributes) {
-        if (const auto* sub = std::get_if<std::shared_ptr<Graph>>(&a.value); sub && *sub) {
-          for (const auto& [outer, inner] : (*sub)->captures) ++n[static_cast<std::size_t>(outer)];
-        }
-      }
+      });
     }
     for (const ValueId v : outputs) ++n[static_cast<std::size_t>(v)];
     return n;
@@ -113,12 +120,7 @@ class Graph {
   /// Lets every reader of `from` read `to` instead.
   void replace_uses(ValueId from, ValueId to) {
     for (Node& node : nodes) {
-      std::replace(node.inputs.begin(), node.inputs.end(), from, to);
-      for (Attribute& a : node.attributes) {
-        if (auto* sub = std::get_if<std::shared_ptr<Graph>>(&a.value); sub && *sub) {
-          for (auto& [outer, inner] : (*sub)->captures) outer = outer == from ? to : outer;
-        }
-      }
+      each_read(node, [&](ValueId& v) { v = v == from ? to : v; });
     }
     std::replace(outputs.begin(), outputs.end(), from, to);
   }
@@ -146,16 +148,10 @@ class Graph {
     std::vector<std::pair<std::size_t, std::size_t>> stack;
     std::vector<std::vector<std::size_t>> before(nodes.size());
     for (std::size_t i = 0; i < nodes.size(); ++i) {
-      const auto need = [&](ValueId v) {
+      each_read(nodes[i], [&](ValueId v) {
         if (v != no_value && producer[static_cast<std::size_t>(v)] >= 0)
           before[i].push_back(static_cast<std::size_t>(producer[static_cast<std::size_t>(v)]));
-      };
-      for (const ValueId v : nodes[i].inputs) need(v);
-      for (const Attribute& a : nodes[i].attributes) {
-        if (const auto* sub = std::get_if<std::shared_ptr<Graph>>(&a.value); sub && *sub) {
-          for (const auto& [outer, inner] : (*sub)->captures) need(outer);
-        }
-      }
+      });
     }
     for (std::size_t root = 0; root < nodes.size(); ++root) {
       if (state[root] != 0) continue;

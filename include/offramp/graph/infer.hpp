@@ -97,6 +97,13 @@ inline bool dequantizes_constant(const Graph& graph, const Node& node, const Gra
          });
 }
 
+/// What such a node makes.
+inline Tensor dequantized(const Graph& graph, const Node& node, const GraphContext& context) {
+  std::vector<TensorView> in;
+  for (const ValueId v : node.inputs) in.push_back(v == no_value ? TensorView{} : graph[v].constant.view());
+  return at_node(node, [&] { return compute(graph, node, in, context)[0]; });
+}
+
 /// Whether a node may be done with bytes instead of the floats that they stand for.
 inline bool may_take_bytes(const Node& node, const GraphContext& context) {
   return (node.op == "Conv" || node.op == "Gemm" || node.op == "MatMul") && !context.operators.is_own(node);
@@ -125,25 +132,14 @@ inline Inference infer(const Graph& graph, std::span<const TensorView> inputs, c
   const auto need = [&](ValueId v) {
     if (v == no_value || !put_off[static_cast<std::size_t>(v)]) return;
     const Node& node = *std::exchange(put_off[static_cast<std::size_t>(v)], nullptr);
-    std::vector<TensorView> bytes;
-    for (const ValueId i : node.inputs) bytes.push_back(i == no_value ? TensorView{} : view(i));
-    at_node(node, [&] { result.known[static_cast<std::size_t>(v)] = detail::compute(graph, node, bytes, context)[0]; });
+    result.known[static_cast<std::size_t>(v)] = detail::dequantized(graph, node, context);
     view(v) = result.known[static_cast<std::size_t>(v)].view();
   };
   std::vector<TensorView> in, out;
   for (const Node& node : graph.nodes) {
-    if (node.op == "If") {
-      for (const Attribute& a : node.attributes) {
-        if (const auto* branch = std::get_if<std::shared_ptr<Graph>>(&a.value); branch && *branch) {
-          for (const auto& [outer, inner] : (*branch)->captures) need(outer);
-        }
-      }
-    } else {
-      need(node.input(0));
-      if (!detail::may_take_bytes(node, context) || node.input(0) == no_value || view(node.input(0)).data) {
-        for (const ValueId v : node.inputs) need(v);
-      }
-    }
+    const ValueId first = node.input(0);
+    need(first);
+    if (!detail::may_take_bytes(node, context) || first == no_value || view(first).data) each_read(node, need);
     at_node(node, [&] {
       in.clear();
       for (const ValueId v : node.inputs) in.push_back(v == no_value ? TensorView{} : view(v));

@@ -109,9 +109,7 @@ inline void fold_constants(Graph& g, const Inference& a, const Inference& b) {
 inline void dequantize_constants(Graph& g, const GraphContext& context) {
   for (Node& node : g.nodes) {
     if (!offramp::detail::dequantizes_constant(g, node, context)) continue;
-    std::vector<TensorView> in;
-    for (const ValueId v : node.inputs) in.push_back(v == no_value ? TensorView{} : g[v].constant.view());
-    at_node(node, [&] { g[node.outputs[0]].constant = offramp::detail::compute(g, node, in, context)[0]; });
+    g[node.outputs[0]].constant = offramp::detail::dequantized(g, node, context);
     drop(node);
   }
   erase_marked(g);
@@ -703,12 +701,7 @@ class ChannelsLast {
     g_.nodes.clear();
     for (Node& node : old) {
       if (!rewrite(node)) {
-        for (ValueId& v : node.inputs) v = plain(v);
-        for (Attribute& a : node.attributes) {
-          if (auto* sub = std::get_if<std::shared_ptr<Graph>>(&a.value); sub && *sub) {
-            for (auto& [outer, inner] : (*sub)->captures) outer = plain(outer);
-          }
-        }
+        each_read(node, [&](ValueId& v) { v = plain(v); });
         g_.nodes.push_back(std::move(node));
       }
     }

@@ -36,12 +36,8 @@ namespace detail {
 inline std::vector<ValueId> dominators(const Graph& g, ValueId target) {
   // A node depends on the input where one of its operands does; constants pass nothing on.
   const auto operands = [&](const Node& n) {
-    std::vector<ValueId> in = n.inputs;
-    for (const Attribute& a : n.attributes) {
-      if (const auto* sub = std::get_if<std::shared_ptr<Graph>>(&a.value); sub && *sub) {
-        for (const auto& [outer, inner] : (*sub)->captures) in.push_back(outer);
-      }
-    }
+    std::vector<ValueId> in;
+    each_read(n, [&](ValueId v) { in.push_back(v); });
     return in;
   };
   // Whether the target still depends on the input once `cut` is taken away; nodes are in topological order.

@@ -91,12 +91,7 @@ inline void write_graph(pbf_writer& w, const Graph& g) {
   const auto name = [&](ValueId v) { return v == no_value ? std::string() : g[v].name; };
   std::set<ValueId> needed(g.outputs.begin(), g.outputs.end());
   for (const Node& n : g.nodes) {
-    needed.insert(n.inputs.begin(), n.inputs.end());
-    for (const Attribute& a : n.attributes) {
-      if (const auto* sub = std::get_if<std::shared_ptr<Graph>>(&a.value); sub && *sub) {
-        for (const auto& [outer, inner] : (*sub)->captures) needed.insert(outer);
-      }
-    }
+    each_read(n, [&](ValueId v) { needed.insert(v); });
   }
   for (const Node& n : g.nodes) {
     pbf_writer node(w, 1);
