@@ -13,6 +13,7 @@
 #include <fstream>
 #include <iostream>
 #include <memory>
+#include <numeric>
 #include <optional>
 #include <set>
 #include <string>
@@ -387,15 +388,8 @@ class Optimizer {
   }
   double reference_ms() {
     if (reference_ms_ == 0) {
-      auto state = reference().make_state(1);
-      std::vector<double> ms;
-      for (int i = 0; i < 60; ++i) {
-        reference().load(state, select_.samples.data(), 1);
-        const auto start = std::chrono::steady_clock::now();
-        reference().run_full(state);
-        ms.push_back(std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count());
-      }
-      reference_ms_ = latency_of(ms).p50;
+      const std::vector<double> stages = offramp::measured_prices(reference(), select_.samples).stages;
+      reference_ms_ = std::accumulate(stages.begin(), stages.end(), 0.0);
     }
     return reference_ms_;
   }

@@ -164,6 +164,22 @@ TEST_P(EveryIsa, PoolCellsEqualPlainLoops) {
   }
 }
 
+TEST_P(EveryIsa, PoolCellsHandOnNotANumberAndInfinities) {
+  for (const Index n : {1, 18, 64}) {
+    for (const Index at : {0, 4 * 20 + 6, 14 * 20 + 12}) {  // a pixel, 20 in a row of memory
+      auto x = test::random_floats(300 * n, 2);
+      const auto pixel = [&](Index p, Index channel) -> float& { return x[static_cast<std::size_t>(p * n + channel)]; };
+      std::vector<float> plain(static_cast<std::size_t>(n)), sum(plain), largest(plain);
+      k.pool_cell(x.data(), 20 * n, 15, 13, n, nullptr, plain.data());
+      pixel(at, n - 1) = std::numeric_limits<float>::quiet_NaN();
+      if (n > 1) pixel(at, 0) = inf, pixel(21, 0) = -inf;  // whose sum is none either
+      k.pool_cell(x.data(), 20 * n, 15, 13, n, sum.data(), largest.data());
+      EXPECT_TRUE(std::isnan(largest.back()) && std::isnan(sum.back()));
+      for (std::size_t j = 0; j + 1 < largest.size(); ++j) EXPECT_EQ(largest[j], j == 0 ? inf : plain[j]);
+    }
+  }
+}
+
 // One output of one channel, tap by tap.
 float pooled(const Pool2d& p, Index y, Index x, Index channel) {
   float largest = -inf, sum = 0;

@@ -18,7 +18,8 @@ struct ExitPrices {
   std::vector<double> stages, heads;
 };
 
-/// Milliseconds of each stage and head of a model for one sample, medians over some of `samples`.
+/// Milliseconds of each stage and head of a model for one sample, medians over some of `samples`: fifty, and as many
+/// more as a fifth of a second has time for, since another program on the machine slows some of them.
 inline ExitPrices measured_prices(const Model& model, std::span<const float> samples) {
   using clock = std::chrono::steady_clock;
   const auto exits = static_cast<std::size_t>(model.exit_count());
@@ -30,13 +31,15 @@ inline ExitPrices measured_prices(const Model& model, std::span<const float> sam
     f();
     return std::chrono::duration<double, std::milli>(clock::now() - start).count();
   };
-  for (Index run = 0; run < 60; ++run) {
+  constexpr Index warming = 10, least = 50, most = 2000;
+  const auto end = clock::now() + std::chrono::milliseconds(200);
+  for (Index run = 0; run < warming + least || (run < warming + most && clock::now() < end); ++run) {
     model.load(state, samples.data() + run % count * size, 1);
     for (std::size_t k = 0; k < exits; ++k) {
       const auto e = static_cast<Index>(k);
       const double stage = time([&] { model.run_stage(state, e); });
       const double head = k + 1 < exits ? time([&] { model.run_head(state, e); }) : 0;
-      if (run < 10) continue;
+      if (run < warming) continue;
       stages[k].push_back(stage);
       heads[k].push_back(head);
     }
