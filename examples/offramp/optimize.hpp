@@ -13,7 +13,6 @@
 #include <fstream>
 #include <iostream>
 #include <memory>
-#include <numeric>
 #include <optional>
 #include <set>
 #include <string>
@@ -329,9 +328,8 @@ class Optimizer {
     } else {
       auto scores = scores_of(f, select_, select_answers_);
       if (o_.objective == "latency") {
-        auto [stages, heads] = offramp::measured_prices(m, select_.samples);
-        scores.stage_prices = std::move(stages), scores.head_prices = std::move(heads);
-        scores.full_price = reference_ms();
+        scores.prices = offramp::measured_prices(m, select_.samples);
+        scores.prices.full = reference_ms();
       }
       f.selection = offramp::choose_policy(scores, target_);
       const offramp::ThresholdSetting* likely = nullptr;
@@ -387,10 +385,7 @@ class Optimizer {
     return static_cast<double>(right - c.right) / static_cast<double>(std::max<Index>(1, c.samples));
   }
   double reference_ms() {
-    if (reference_ms_ == 0) {
-      const std::vector<double> stages = offramp::measured_prices(reference(), select_.samples).stages;
-      reference_ms_ = std::accumulate(stages.begin(), stages.end(), 0.0);
-    }
+    if (reference_ms_ == 0) reference_ms_ = offramp::measured_prices(reference(), select_.samples).full_price();
     return reference_ms_;
   }
   // Quantized files are of opset 13 at least; the operators of classifiers mean the same in 13 and a little below.

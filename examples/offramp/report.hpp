@@ -216,12 +216,9 @@ inline std::string report(const offramp::Model& model, const std::string& name, 
   curves("Agreement against FLOPs", scores, offramp::Truth::full_network, full_flops, 1, e.mean_flops(),
          e.share(e.agreeing), "mean FLOPs of a sample, heads included", flops_text);
   offramp::ExitScores timed = scores;
-  auto [stages, heads] = offramp::measured_prices(model, data.samples);
-  timed.stage_prices = std::move(stages), timed.head_prices = std::move(heads);
-  double full_ms = 0;
-  for (const double p : timed.stage_prices) full_ms += p;
-  curves("Accuracy against latency", timed, offramp::Truth::labels, full_ms, e.share(e.full_right), e.latency.mean,
-         e.share(e.right), "mean milliseconds of a sample; the lines from stages timed alone",
+  timed.prices = offramp::measured_prices(model, data.samples);
+  curves("Accuracy against latency", timed, offramp::Truth::labels, timed.prices.full_price(), e.share(e.full_right),
+         e.latency.mean, e.share(e.right), "mean milliseconds of a sample; the lines from stages timed alone",
          [](double v) { return fixed(v, 3); });
   std::vector<std::string> names;
   for (const auto& x : model.exits()) names.push_back(x.name);

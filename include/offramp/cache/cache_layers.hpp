@@ -379,8 +379,7 @@ class Cacher {
     const Model model(graph_with(heads), options_.model);
     const Index n = static_cast<Index>(samples.size()) / size_;
     ExitScores r = record_scores(model, samples, labels, [&](Index done) { say(what, done, n); });
-    ExitPrices prices = prices_of(model, samples, objective());
-    r.stage_prices = std::move(prices.stages), r.head_prices = std::move(prices.heads);
+    r.prices = prices_of(model, samples, objective());
     // The model orders its exits by cost, and heads of one place may change places.
     std::vector<Index> order;
     for (std::size_t i = 0; i < heads.size(); ++i) {
@@ -406,14 +405,14 @@ class Cacher {
   static ExitScores in_order(const ExitScores& all, const std::vector<Index>& order, const std::vector<Chosen>& heads) {
     ExitScores r;
     r.samples = all.samples, r.exits = all.exits, r.classes = all.classes, r.labels = all.labels;
-    const bool priced = !all.stage_prices.empty();
+    const bool priced = !all.prices.empty();
     std::vector<Cost> upto(order.size());
     std::vector<double> upto_price(order.size(), 0);
     Cost so_far;
     double price = 0;
     for (Index k = 0; k < all.exits; ++k) {
       so_far += all.stages[static_cast<std::size_t>(k)];
-      if (priced) price += all.stage_prices[static_cast<std::size_t>(k)];
+      if (priced) price += all.prices.stages[static_cast<std::size_t>(k)];
       for (std::size_t i = 0; i < order.size(); ++i) {
         if (order[i] == k) upto[i] = so_far, upto_price[i] = price;
       }
@@ -431,16 +430,16 @@ class Cacher {
       const auto u = static_cast<std::size_t>(order[i]);
       r.heads.push_back(all.heads[u]);
       if (priced) {
-        r.stage_prices.push_back(std::max(0.0, upto_price[i] - price_before));
+        r.prices.stages.push_back(std::max(0.0, upto_price[i] - price_before));
         price_before = std::max(price_before, upto_price[i]);
-        r.head_prices.push_back(all.head_prices[u]);
+        r.prices.heads.push_back(all.prices.heads[u]);
       }
     }
     r.stages.push_back(so_far - before);
     r.heads.push_back({});
     if (priced) {
-      r.stage_prices.push_back(std::max(0.0, price - price_before));
-      r.head_prices.push_back(0);
+      r.prices.stages.push_back(std::max(0.0, price - price_before));
+      r.prices.heads.push_back(0);
     }
     r.scores.reserve(all.scores.size());
     for (Index i = 0; i < all.samples; ++i) {

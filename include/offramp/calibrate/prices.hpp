@@ -5,18 +5,13 @@
 #include <algorithm>
 #include <chrono>
 #include <span>
-#include <utility>
 #include <vector>
 
+#include "offramp/calibrate/records.hpp"
 #include "offramp/flops/objective.hpp"
 #include "offramp/graph/model.hpp"
 
 namespace offramp {
-
-/// One price for each exit, of one sample: of the stage up to it, and of its head. Empty: nominal FLOPs count.
-struct ExitPrices {
-  std::vector<double> stages, heads;
-};
 
 /// Milliseconds of each stage and head of a model for one sample, medians over some of `samples`: fifty, and as many
 /// more as a fifth of a second has time for, since another program on the machine slows some of them.
@@ -52,7 +47,7 @@ inline ExitPrices measured_prices(const Model& model, std::span<const float> sam
     }
     return m;
   };
-  return {medians(stages), medians(heads)};
+  return {medians(stages), medians(heads), 0};
 }
 
 /// Time as a sum: executed FLOPs, and those that a core could do while the bytes of a layer move between caches and
@@ -61,7 +56,7 @@ inline ExitPrices measured_prices(const Model& model, std::span<const float> sam
 inline ExitPrices modelled_prices(const Model& model) {
   constexpr double flops_per_byte = 2;
   const auto exits = static_cast<std::size_t>(model.exit_count());
-  ExitPrices p{std::vector<double>(exits, 0.0), std::vector<double>(exits, 0.0)};
+  ExitPrices p{std::vector<double>(exits, 0.0), std::vector<double>(exits, 0.0), 0};
   for (const LayerInfo& l : model.layers())
     (l.is_head ? p.heads : p.stages)[static_cast<std::size_t>(l.exit)] +=
         static_cast<double>(l.cost.executed) + flops_per_byte * static_cast<double>(l.bytes);

@@ -17,6 +17,17 @@
 
 namespace offramp {
 
+/// What a sample costs, in what is to be saved: one price for each exit, of the stage up to it and of its head. Empty:
+/// nominal FLOPs count.
+struct ExitPrices {
+  std::vector<double> stages, heads;
+  double full = 0;  ///< of the network that is to be equalled, where that is another one; else 0
+
+  bool empty() const noexcept { return stages.empty(); }
+  /// What the full network takes.
+  double full_price() const noexcept { return full > 0 ? full : std::accumulate(stages.begin(), stages.end(), 0.0); }
+};
+
 /// The scores of every exit for every sample, and what stages and heads cost.
 struct ExitScores {
   Index samples = 0, exits = 0, classes = 0;
@@ -27,9 +38,7 @@ struct ExitScores {
   /// Answers of the network that is to be equalled, where that is not the last exit (it was quantized, say): one a
   /// sample, and `full` is then that network's. Empty: the last exit.
   std::vector<Index> reference;
-  /// What is to be saved, where it is not nominal FLOPs: milliseconds, say. Empty, or one an exit.
-  std::vector<double> stage_prices, head_prices;
-  double full_price = 0;  ///< beside them, of `full`; 0: the sum of the stages
+  ExitPrices prices;
 
   std::span<const float> at(Index sample, Index exit) const noexcept {
     return std::span(scores).subspan(static_cast<std::size_t>((sample * exits + exit) * classes),
@@ -81,21 +90,21 @@ inline ExitScores keep_exits(const ExitScores& all, std::span<const Index> early
   std::vector<Index> kept(early.begin(), early.end());
   kept.push_back(all.exits - 1);
   r.samples = all.samples, r.exits = static_cast<Index>(kept.size()), r.classes = all.classes, r.labels = all.labels;
-  r.full = all.full, r.full_price = all.full_price, r.reference = all.reference;
-  const bool priced = !all.stage_prices.empty();
+  r.full = all.full, r.prices.full = all.prices.full, r.reference = all.reference;
+  const bool priced = !all.prices.empty();
   Index from = 0;
   for (const Index k : kept) {
     Cost stage;
     double price = 0;
     for (; from <= k; ++from) {
       stage += all.stages[static_cast<std::size_t>(from)];
-      if (priced) price += all.stage_prices[static_cast<std::size_t>(from)];
+      if (priced) price += all.prices.stages[static_cast<std::size_t>(from)];
     }
     r.stages.push_back(stage);
     r.heads.push_back(all.heads[static_cast<std::size_t>(k)]);
     if (priced) {
-      r.stage_prices.push_back(price);
-      r.head_prices.push_back(all.head_prices[static_cast<std::size_t>(k)]);
+      r.prices.stages.push_back(price);
+      r.prices.heads.push_back(all.prices.heads[static_cast<std::size_t>(k)]);
     }
   }
   r.scores.reserve(static_cast<std::size_t>(r.samples * r.exits * r.classes));
@@ -109,8 +118,7 @@ inline ExitScores keep_exits(const ExitScores& all, std::span<const Index> early
 inline ExitScores keep_samples(const ExitScores& all, std::span<const Index> samples) {
   ExitScores r;
   r.samples = static_cast<Index>(samples.size()), r.exits = all.exits, r.classes = all.classes;
-  r.stages = all.stages, r.heads = all.heads, r.stage_prices = all.stage_prices, r.head_prices = all.head_prices;
-  r.full = all.full, r.full_price = all.full_price;
+  r.stages = all.stages, r.heads = all.heads, r.full = all.full, r.prices = all.prices;
   const auto row = static_cast<std::size_t>(all.exits * all.classes);
   r.scores.reserve(row * samples.size());
   for (const Index i : samples) {
@@ -132,9 +140,7 @@ struct ExitRecords {
   std::vector<Cost> stages, heads;  ///< of one sample
   Cost full_cost;                   ///< the last exit alone; without one, the sum of the stages
   bool has_reference = false;       ///< the full network is another than the last exit
-  /// What is to be saved, where it is not nominal FLOPs. Empty, or one an exit.
-  std::vector<double> stage_prices, head_prices;
-  double full_price_given = 0;  ///< beside them, of the last exit alone; 0: the sum of the stages
+  ExitPrices prices;
   /// The policy reads what exits before said: an exit that nobody leaves at must run its head all the same.
   bool looks_back = false;
   /// Where a policy lets samples skip exits: [sample], the exit that it skips at (it leaves nowhere before
@@ -160,7 +166,7 @@ struct ExitRecords {
   }
   double stage_price(Index k) const noexcept {
     const auto u = static_cast<std::size_t>(k);
-    return stage_prices.empty() ? static_cast<double>(stages[u].flops) : stage_prices[u];
+    return prices.empty() ? static_cast<double>(stages[u].flops) : prices.stages[u];
   }
   double full_flops() const noexcept {
     if (full_cost.flops > 0) return static_cast<double>(full_cost.flops);
@@ -169,13 +175,10 @@ struct ExitRecords {
     return all;
   }
   /// What the last exit alone takes.
-  double full_price() const noexcept {
-    if (stage_prices.empty()) return full_flops();
-    return full_price_given > 0 ? full_price_given : std::accumulate(stage_prices.begin(), stage_prices.end(), 0.0);
-  }
+  double full_price() const noexcept { return prices.empty() ? full_flops() : prices.full_price(); }
   double head_price(Index k) const noexcept {
     const auto u = static_cast<std::size_t>(k);
-    return head_prices.empty() ? static_cast<double>(heads[u].flops) : head_prices[u];
+    return prices.empty() ? static_cast<double>(heads[u].flops) : prices.heads[u];
   }
 };
 
@@ -201,8 +204,8 @@ ExitRecords judge(const ExitScores& all, const P& policy, Truth truth, bool by_c
                   "the data have no labels");
   ExitRecords r;
   r.samples = all.samples, r.exits = all.exits;
-  r.stages = all.stages, r.heads = all.heads, r.stage_prices = all.stage_prices, r.head_prices = all.head_prices;
-  r.full_cost = all.full, r.full_price_given = all.full_price, r.has_reference = !all.reference.empty();
+  r.stages = all.stages, r.heads = all.heads, r.full_cost = all.full, r.prices = all.prices;
+  r.has_reference = !all.reference.empty();
   r.groups = by_class ? all.classes : 1;
   r.looks_back = policy_looks_back<P>();
   r.skip_target = policy_skip_target(policy);
