@@ -1,5 +1,5 @@
-// The matrix kernel on the shapes that networks have and elementary functions, for each instruction set; GFLOP/s in the
-// column FLOPS, or elements a second in items_per_second.
+// The matrix kernel on the shapes that networks have, elementary functions and pooling, for each instruction set;
+// GFLOP/s in the column FLOPS, or elements a second in items_per_second.
 #include <benchmark/benchmark.h>
 
 #include <array>
@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "offramp/core/tensor.hpp"
 #include "offramp/kernel/dispatch.hpp"
 #include "offramp/kernel/pack.hpp"
 
@@ -45,6 +46,39 @@ void elements(benchmark::State& state, Isa isa, F&& f) {
   state.SetItemsProcessed(state.iterations() * count);
 }
 
+// Windows of `range(2)` squared, half as far apart where they overlap as maxima, side by side as means.
+void pool(benchmark::State& state, Isa isa, bool maximum) {
+  const Index size = state.range(0), channels = state.range(1), window = state.range(2);
+  kernel::Pool2d p;
+  p.maximum = maximum;
+  p.channels = channels, p.in_h = p.in_w = size;
+  p.kernel_h = p.kernel_w = window;
+  p.stride_h = p.stride_w = maximum ? (window + 1) / 2 : window;
+  p.pad_top = p.pad_left = p.pad_bottom = p.pad_right = maximum ? window / 2 : 0;
+  p.out_h = p.out_w = (size + 2 * p.pad_top - window) / p.stride_h + 1;
+  Tensor in(DType::f32, {size * size * channels}), out(DType::f32, {p.out_h * p.out_w * channels});
+  p.in = in.view().f32(), p.out = static_cast<float*>(out.mutable_data());
+  for (auto _ : state) {
+    kernel::kernels_for(isa).pool2d(p);
+    benchmark::ClobberMemory();
+  }
+}
+
+// Means and maxima of an image's cells, `range(2)` across, as exit heads read them.
+void grid_pool(benchmark::State& state, Isa isa) {
+  const Index size = state.range(0), channels = state.range(1), grid = state.range(2), cell = size / grid;
+  const Tensor in(DType::f32, {size * size * channels});
+  Tensor out(DType::f32, {2 * channels});
+  auto* sum = static_cast<float*>(out.mutable_data());
+  for (auto _ : state) {
+    for (Index k = 0; k < grid * grid; ++k) {
+      kernel::kernels_for(isa).pool_cell(in.view().f32() + (k / grid * size + k % grid) * cell * channels,
+                                         size * channels, cell, cell, channels, sum, sum + channels);
+    }
+    benchmark::ClobberMemory();
+  }
+}
+
 const bool registered = [] {
   const std::vector<std::pair<const char*, kernel::Unary>> functions{{"exp", kernel::Unary::exp},
                                                                      {"tanh", kernel::Unary::tanh},
@@ -68,6 +102,17 @@ const bool registered = [] {
                                                                    {32, 512, 784}}) {
       b->Args({m, n, k});
     }
+    const auto add = [isa](const char* name, auto&& run, const std::array<Index, 3>& sizes) {
+      benchmark::RegisterBenchmark((std::string(name) + "/" + std::string(name_of(isa))).c_str(), run)
+          ->Args({sizes[0], sizes[1], sizes[2]});
+    };
+    const auto maximum = [isa](benchmark::State& s) { pool(s, isa, true); };
+    const auto mean = [isa](benchmark::State& s) { pool(s, isa, false); };
+    const auto grid = [isa](benchmark::State& s) { grid_pool(s, isa); };
+    add("max_pool", maximum, {112, 64, 3});
+    for (const Index window : {2, 4}) add("average_pool", mean, {28, 16, window});
+    add("grid_pool", grid, {28, 16, 2});
+    add("grid_pool", grid, {7, 96, 1});
     for (const auto& [name, f] : functions) {
       benchmark::RegisterBenchmark(
           (std::string(name) + "/" + std::string(name_of(isa))).c_str(), [isa, f = f](benchmark::State& s) {
