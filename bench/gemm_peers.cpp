@@ -1,12 +1,20 @@
-// Our packed matrix kernel in turn with oneDNN and OpenBLAS (where CMake found them) on the shapes that networks have:
-// GFLOP/s, the share of the multiply-add peak, and the ratio to the better peer. The peak takes turns with the others
-// and does as many multiply-adds as they, for a core that multiplies without a pause lowers its clock. One thread:
+// Our packed matrix kernel in turn with oneDNN, OpenBLAS, XNNPACK (where CMake found them) and Eigen (which takes the
+// vectors that the compiler's flags allow) on the shapes that networks have: GFLOP/s, the share of the multiply-add
+// peak, and the ratio to the best peer. XNNPACK packs the right side beforehand as we do, the others get it plain. The
+// peak takes turns with the others and does as many multiply-adds as they, for a core that multiplies without a pause
+// lowers its clock. One thread:
 //   OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 taskset -c 0 build/bench/bench/gemm_peers
+#include <Eigen/Core>
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <functional>
+#include <limits>
+#include <map>
+#include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "offramp/core/tensor.hpp"
@@ -19,28 +27,32 @@
 extern "C" void cblas_sgemm(int order, int trans_a, int trans_b, int m, int n, int k, float alpha, const float* a,
                             int lda, const float* b, int ldb, float beta, float* c, int ldc);
 #endif
+#ifdef OFFRAMP_HAS_XNNPACK
+#include <xnnpack.h>
+#endif
 
 namespace {
 
 using namespace offramp;
 using clock_type = std::chrono::steady_clock;
 
-template <class F>
-double seconds_of(F&& f) {
-  const auto start = clock_type::now();
-  f();
-  return std::chrono::duration<double>(clock_type::now() - start).count();
-}
+struct Contender {
+  std::string name;
+  std::function<void()> run;
+};
 
 // The median of rounds in turn: every contender runs twice a round, so that all meet the same machine, and the second
 // run counts, so that none finds its operands driven from the caches by the others.
-template <class... F>
-std::vector<double> median_in_turn(double seconds, F&&... contenders) {
-  std::vector<std::vector<double>> taken(sizeof...(F));
+std::vector<double> median_in_turn(double seconds, const std::vector<Contender>& contenders) {
+  std::vector<std::vector<double>> taken(contenders.size());
   const auto end = clock_type::now() + std::chrono::duration<double>(seconds);
   for (int rounds = 0; rounds < 9 || clock_type::now() < end; ++rounds) {
-    std::size_t i = 0;
-    ((contenders(), taken[i++].push_back(seconds_of(contenders))), ...);
+    for (std::size_t i = 0; i < contenders.size(); ++i) {
+      contenders[i].run();
+      const auto start = clock_type::now();
+      contenders[i].run();
+      taken[i].push_back(std::chrono::duration<double>(clock_type::now() - start).count());
+    }
   }
   std::vector<double> median;
   for (auto& t : taken) {
@@ -57,18 +69,55 @@ Tensor random(Index n) {
   return t;
 }
 
+bool alike(const Tensor& a, const Tensor& b, float tolerance) {
+  const float *x = a.view().f32(), *y = b.view().f32();
+  return std::equal(x, x + a.view().count(), y, [=](float u, float v) { return std::fabs(u - v) <= tolerance; });
+}
+
+// C = A B, row after row, by every peer that is there.
+std::vector<Contender> peers(Index m, Index n, Index k, const float* a, const float* b, float* c) {
+  std::vector<Contender> all;
+#ifdef OFFRAMP_HAS_ONEDNN
+  all.push_back({"oneDNN", [=] { dnnl_sgemm('N', 'N', m, n, k, 1.0f, a, k, b, n, 0.0f, c, n); }});
+#endif
+#ifdef OFFRAMP_HAS_OPENBLAS
+  all.push_back({"OpenBLAS", [=] {
+                   const auto rows = static_cast<int>(m), columns = static_cast<int>(n), depth = static_cast<int>(k);
+                   cblas_sgemm(101, 111, 111, rows, columns, depth, 1.0f, a, depth, b, columns, 0.0f, c, columns);
+                 }});
+#endif
+#ifdef OFFRAMP_HAS_XNNPACK
+  xnn_operator_t made = nullptr;
+  constexpr float infinity = std::numeric_limits<float>::infinity();
+  const auto rows = static_cast<std::size_t>(m), columns = static_cast<std::size_t>(n),
+             depth = static_cast<std::size_t>(k);
+  if (xnn_initialize(nullptr) == xnn_status_success &&
+      xnn_create_fully_connected_nc_f32(depth, columns, depth, columns, b, nullptr, -infinity, infinity,
+                                        XNN_FLAG_TRANSPOSE_WEIGHTS, &made) == xnn_status_success) {
+    const std::shared_ptr<xnn_operator> product(made, xnn_delete_operator);
+    xnn_setup_fully_connected_nc_f32(made, rows, a, c, nullptr);
+    all.push_back({"XNNPACK", [product] { xnn_run_operator(product.get(), nullptr); }});
+  }
+#endif
+  using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+  all.push_back({"Eigen", [=] {
+                   Eigen::Map<Matrix>(c, m, n).noalias() =
+                       Eigen::Map<const Matrix>(a, m, k) * Eigen::Map<const Matrix>(b, k, n);
+                 }});
+  return all;
+}
+
 }  // namespace
 
 int main() {
   const kernel::Kernels& kernels = kernel::kernels_for(best_isa());
   volatile float sink = 0;
-  std::printf("%s, GFLOP/s\n%-22s %8s %8s %7s %8s %8s %7s\n", std::string(name_of(best_isa())).c_str(), "M x N x K",
-              "peak", "ours", "of peak", "oneDNN", "OpenBLAS", "ratio");
+  double product = 1;
+  int count = 0;
+  std::map<std::string, int> ahead;  // of each peer, and of all
   struct Case {
     Index m, n, k;
   };
-  double product = 1;
-  int count = 0, ahead = 0;
   for (const auto& [m, n, k] :
        std::vector<Case>{{512, 512, 512},  {1024, 1024, 1024}, {2048, 2048, 2048}, {12544, 64, 147}, {3136, 64, 576},
                          {784, 128, 1152}, {196, 256, 2304},   {49, 512, 4608},    {3136, 64, 64},   {3136, 256, 64},
@@ -84,47 +133,38 @@ int main() {
     g.m = m, g.n = n, g.run = k, g.a = left.view().f32(), g.lda = k, g.b = packed.view().f32();
     g.c = static_cast<float*>(out.mutable_data()), g.ldc = n;
     g.columns_outside = kernel::prefer_columns_outside(m, n, k);
-    const Index each = kernels.lanes * 12;  // multiply-adds of a step
-    const auto peak = [&, steps = m * n * k / each + 1] { sink = sink + kernels.multiply_adds(steps, 0.5f); };
-    const auto ours = [&] { kernels.gemm(g); };
-    [[maybe_unused]] auto* c = static_cast<float*>(other.mutable_data());
-    const auto onednn = [&] {
-#ifdef OFFRAMP_HAS_ONEDNN
-      dnnl_sgemm('N', 'N', m, n, k, 1.0f, left.view().f32(), k, right.view().f32(), n, 0.0f, c, n);
-#endif
-    };
-    const auto openblas = [&] {
-#ifdef OFFRAMP_HAS_OPENBLAS
-      cblas_sgemm(101, 111, 111, static_cast<int>(m), static_cast<int>(n), static_cast<int>(k), 1.0f, left.view().f32(),
-                  static_cast<int>(k), right.view().f32(), static_cast<int>(n), 0.0f, c, static_cast<int>(n));
-#endif
-    };
-    const auto median = median_in_turn(0.4, peak, ours, onednn, openblas);
-    const double flops = 2 * static_cast<double>(m * n * k);
-    bool has_peer = false;
-    double peer = 1e9;
-    const double own = median[1];
-    std::string text[2] = {"-", "-"};
-    [[maybe_unused]] const auto take = [&](std::size_t i) {
-      has_peer = true;
-      peer = std::min(peer, median[i]);
-      text[i - 2] = std::to_string(static_cast<int>(flops / median[i] / 1e9));
-    };
-#ifdef OFFRAMP_HAS_ONEDNN
-    take(2);
-#endif
-#ifdef OFFRAMP_HAS_OPENBLAS
-    take(3);
-#endif
-    const double ratio = has_peer ? peer / own : 1;
-    product *= ratio;
-    ++count;
-    ahead += ratio > 1;
-    std::printf("%-22s %8.0f %8.0f %6.0f%% %8s %8s %7.2f\n",
-                (std::to_string(m) + " x " + std::to_string(n) + " x " + std::to_string(k)).c_str(),
-                flops / median[0] / 1e9, flops / own / 1e9, 100 * median[0] / own, text[0].c_str(), text[1].c_str(),
-                ratio);
+    const Index steps = m * n * k / (kernels.lanes * 12) + 1;
+    std::vector<Contender> contenders{{"peak", [&, steps] { sink = sink + kernels.multiply_adds(steps, 0.5f); }},
+                                      {"ours", [&] { kernels.gemm(g); }}};
+    for (Contender& p :
+         peers(m, n, k, left.view().f32(), right.view().f32(), static_cast<float*>(other.mutable_data()))) {
+      kernels.gemm(g);
+      p.run();
+      if (!alike(out, other, 1e-4f * std::sqrt(static_cast<float>(k)))) {
+        std::fprintf(stderr, "%s computes another product\n", p.name.c_str());
+        return 1;
+      }
+      contenders.push_back(std::move(p));
+    }
+    const auto median = median_in_turn(0.4, contenders);
+    if (count++ == 0) {
+      std::printf("%s, GFLOP/s\n%-22s", std::string(name_of(best_isa())).c_str(), "M x N x K");
+      for (const Contender& c : contenders) std::printf(" %8s", c.name.c_str());
+      std::printf(" %8s %7s\n", "of peak", "ratio");
+    }
+    std::printf("%-22s", (std::to_string(m) + " x " + std::to_string(n) + " x " + std::to_string(k)).c_str());
+    const double flops = 2 * static_cast<double>(m * n * k), own = median[1];
+    double best = std::numeric_limits<double>::infinity();
+    for (std::size_t i = 0; i < median.size(); ++i) {
+      std::printf(" %8.0f", flops / median[i] / 1e9);
+      if (i < 2) continue;
+      best = std::min(best, median[i]);
+      ahead[contenders[i].name] += own < median[i];
+    }
+    std::printf(" %7.0f%% %7.2f\n", 100 * median[0] / own, best / own);
+    product *= best / own;
+    ahead["all"] += own < best;
   }
-  std::printf("ahead of the better peer on %d of %d shapes, geometric mean of the ratios %.2f\n", ahead, count,
-              std::pow(product, 1.0 / count));
+  for (const auto& [name, times] : ahead) std::printf("ahead of %s on %d of %d shapes\n", name.c_str(), times, count);
+  std::printf("geometric mean of the ratios to the best peer %.2f\n", std::pow(product, 1.0 / count));
 }
