@@ -5,6 +5,7 @@
 
 #include <Eigen/Core>
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 #include <random>
@@ -64,19 +65,28 @@ TEST_P(EveryIsa, GemmEqualsEigen) {
 
 // Rows at equal steps, as a first layer's windows lie, give what the same rows give that are found by a table.
 TEST_P(EveryIsa, LinesOfWindowsEqualATable) {
-  constexpr Index m = 37, taps = 3, tap_step = 300;
+  constexpr Index taps = 3, tap_step = 300;
   const auto a = test::random_floats(taps * tap_step, 1);
-  for (const Index step : {1, 2, 3, 6}) {
+  for (const auto& [m, run, step] : {std::array<Index, 3>{37, 7, 1},
+                                     {37, 7, 2},
+                                     {37, 7, 3},
+                                     {37, 7, 6},
+                                     {16, 3, 1},
+                                     {28, 3, 1},
+                                     {37, 3, 1},
+                                     {39, 3, 1}}) {
     for (const Index n : {16, 20, 32, 48}) {
       for (const Unary activation : {Unary::identity, Unary::relu, Unary::clip, Unary::tanh}) {
         Gemm g;
-        g.m = m, g.n = n, g.taps = taps, g.run = 7;
-        const auto b = packed(test::random_floats(taps * g.run * n, 2), taps * g.run, n);
+        g.m = m, g.n = n, g.taps = taps, g.run = run;
+        const auto b = packed(test::random_floats(taps * run * n, 2), taps * run, n);
         const auto bias = test::random_floats(padded_columns(n), 3);
         const std::vector<float> zeros(16, 0.0f);
-        g.a = a.data(), g.lda = step, g.tap_step = tap_step, g.b = b.data(), g.bias = bias.data(), g.ldc = n;
+        g.a = a.data(), g.lda = step, g.tap_step = tap_step, g.b = b.data(), g.ldc = n;
+        if (n != 48) g.bias = bias.data();
         g.activation = activation, g.alpha = -0.5f, g.beta = 0.75f;
-        std::vector<float> line(static_cast<std::size_t>(m * n), nan), table = line;
+        std::vector<float> line(static_cast<std::size_t>(m * n + 1), nan), table = line;
+        line.back() = table.back() = 7.0f;
         g.c = line.data();
         k.gemm(g);
         std::vector<std::int32_t> offsets;
@@ -86,7 +96,8 @@ TEST_P(EveryIsa, LinesOfWindowsEqualATable) {
         g.offsets = offsets.data(), g.zeros = zeros.data(), g.c = table.data();
         k.gemm(g);
         ASSERT_LT(test::relative_error(line, std::vector<double>(table.begin(), table.end())), 1e-6)
-            << step << ", " << n << " columns";
+            << m << " rows " << step << " apart, " << n << " columns";
+        ASSERT_EQ(line.back(), 7.0f) << m << " rows";
       }
     }
   }
@@ -252,40 +263,55 @@ TEST_P(EveryIsa, GemmWritesNothingOutside) {
   }
 }
 
-// Each number of rows that a strip can have, panels of one to four blocks, and nothing written behind the rows.
+// Each number of rows that a strip can have, panels of one to four blocks, two planes, and nothing written around the
+// rows.
 TEST_P(EveryIsa, BlockedGemmEqualsGemm) {
   unsigned seed = 1;
   for (Index m = 1; m < 53; ++m) {
     for (const Index n : {16, 21, 48, 64, 80, 112}) {
+      constexpr Index planes = 2;
       const Index depth = m % 3 == 0   ? 16
                           : m % 3 == 1 ? 35
                                        : 64,
                   rows = std::max(m, BlockedGemm::least_rows), blocks = padded_columns(n) / column_block,
-                  a_block = rows * column_block, c_block = rows * column_block + 32;
-      const auto a = test::random_floats(m * depth, ++seed), b = test::random_floats(depth * n, ++seed);
-      const auto p = packed(b, depth, n);
-      std::vector<float> plain(static_cast<std::size_t>(m * n)),
-          in(static_cast<std::size_t>(padded_columns(depth) / column_block * a_block)),
-          c(static_cast<std::size_t>(blocks * c_block), 42.0f);
-      Gemm g;
-      g.m = m, g.n = n, g.run = depth, g.a = a.data(), g.lda = depth, g.b = p.data(), g.c = plain.data(), g.ldc = n;
-      k.gemm(g);
+                  a_block = rows * column_block, c_block = rows * column_block + 32,
+                  a_plane = padded_columns(depth) / column_block * a_block, c_plane = blocks * c_block;
+      std::vector<float> plain(static_cast<std::size_t>(planes * m * n)), b,
+          in(static_cast<std::size_t>(planes * a_plane)), c(static_cast<std::size_t>(32 + planes * c_plane), 42.0f);
       const auto at = [&](Index i, Index j, Index block) {
-        return static_cast<std::size_t>(j / column_block * block + i * column_block + j % column_block);
+        return j / column_block * block + i * column_block + j % column_block;
       };
-      for (Index i = 0; i < m; ++i)
-        for (Index j = 0; j < depth; ++j) in[at(i, j, a_block)] = a[static_cast<std::size_t>(i * depth + j)];
+      for (Index plane = 0; plane < planes; ++plane) {
+        const auto a = test::random_floats(m * depth, ++seed);
+        const auto p = packed(test::random_floats(depth * n, ++seed), depth, n);
+        Gemm g;
+        g.m = m, g.n = n, g.run = depth, g.a = a.data(), g.lda = depth, g.b = p.data();
+        g.c = plain.data() + plane * m * n, g.ldc = n;
+        k.gemm(g);
+        for (Index i = 0; i < m; ++i)
+          for (Index j = 0; j < depth; ++j)
+            in[static_cast<std::size_t>(plane * a_plane + at(i, j, a_block))] =
+                a[static_cast<std::size_t>(i * depth + j)];
+        b.insert(b.end(), p.begin(), p.end());
+      }
       BlockedGemm blocked;
+      blocked.planes = planes, blocked.a_plane = a_plane, blocked.c_plane = c_plane;
+      blocked.b_plane = static_cast<Index>(b.size()) / planes;
       blocked.m = m, blocked.n = n, blocked.k = depth;
-      blocked.a = in.data(), blocked.a_block = a_block, blocked.b = p.data(), blocked.c = c.data(),
+      blocked.a = in.data(), blocked.a_block = a_block, blocked.b = b.data(), blocked.c = c.data() + 32,
       blocked.c_block = c_block;
       k.blocked_gemm(blocked);
-      for (Index i = 0; i < m; ++i)
-        for (Index j = 0; j < n; ++j)
-          ASSERT_EQ(c[at(i, j, c_block)], plain[static_cast<std::size_t>(i * n + j)]) << m << "x" << n << "x" << depth;
-      for (Index block = 0; block < blocks; ++block)
-        for (Index i = rows * column_block; i < c_block; ++i)
-          ASSERT_EQ(c[static_cast<std::size_t>(block * c_block + i)], 42.0f) << m << "x" << n;
+      for (Index i = 0; i < 32; ++i) ASSERT_EQ(c[static_cast<std::size_t>(i)], 42.0f) << m << "x" << n;
+      for (Index plane = 0; plane < planes; ++plane) {
+        const float* own = c.data() + 32 + plane * c_plane;
+        for (Index i = 0; i < m; ++i)
+          for (Index j = 0; j < n; ++j)
+            ASSERT_EQ(own[at(i, j, c_block)], plain[static_cast<std::size_t>((plane * m + i) * n + j)])
+                << m << "x" << n << "x" << depth;
+        for (Index block = 0; block < blocks; ++block)
+          for (Index i = rows * column_block; i < c_block; ++i)
+            ASSERT_EQ(own[block * c_block + i], 42.0f) << m << "x" << n;
+      }
     }
   }
 }

@@ -33,6 +33,7 @@ struct Bf16Gemm {
 
 /// C = A B with A (bfloat16) and C (float32) in blocks of 16 columns, as `BlockedGemm` has them.
 struct Bf16BlockedGemm {
+  Index planes = 1, a_plane = 0, b_plane = 0, c_plane = 0;  ///< how many, and elements between two of them
   Index m = 0, n = 0, k = 0;
   const std::uint16_t* a = nullptr;
   Index a_block = 0;                 ///< elements between two blocks of A

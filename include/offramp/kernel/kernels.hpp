@@ -87,10 +87,11 @@ struct DotGemm {
   float alpha = 0, beta = 0;
 };
 
-/// C = A B with A and C in blocks of 16 columns, each [m][16]: the products of a Winograd convolution. At least
-/// `least_rows` rows of A are read and of C written, whatever m is.
+/// C = A B with A and C in blocks of 16 columns, each [m][16], for each of `planes`: the products of a Winograd
+/// convolution. At least `least_rows` rows of A are read and of C written, whatever m is.
 struct BlockedGemm {
   static constexpr Index least_rows = 4;
+  Index planes = 1, a_plane = 0, b_plane = 0, c_plane = 0;  ///< how many, and elements between two of them
   Index m = 0, n = 0, k = 0;
   const float* a = nullptr;
   Index a_block = 0;         ///< floats between two blocks of A

@@ -255,11 +255,12 @@ class WinogradPlan {
                 void (*run)(const Product&) noexcept) const noexcept {
     constexpr Index together = sizeof(float) / sizeof(T);
     Product g;
+    g.planes = t_.points(), g.a_plane = in.plane, g.b_plane = packed_, g.c_plane = out.plane;
     g.m = in.count, g.n = out.channels, g.k = job_.in_channels;
     g.a_block = in.block, g.c_block = out.block;
     g.a = tiles, g.c = products;
     g.b = static_cast<const T*>(weights_.data()) + channel * ((job_.in_channels + together - 1) / together * together);
-    for (Index p = 0; p < t_.points(); ++p, g.a += in.plane, g.b += packed_, g.c += out.plane) run(g);
+    run(g);
   }
 
   static constexpr Index strip_tiles(Index tiles) noexcept {
