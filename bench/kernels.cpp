@@ -1,5 +1,5 @@
-// The matrix kernel on the shapes that networks have, elementary functions and pooling, for each instruction set;
-// GFLOP/s in the column FLOPS, or elements a second in items_per_second.
+// The matrix kernel on the shapes that networks have, elementary functions, quantization and pooling, for each
+// instruction set; GFLOP/s in the column FLOPS, or elements a second in items_per_second.
 #include <benchmark/benchmark.h>
 
 #include <array>
@@ -123,6 +123,11 @@ const bool registered = [] {
     benchmark::RegisterBenchmark(("softmax/" + std::string(name_of(isa))).c_str(), [isa](benchmark::State& s) {
       elements(s, isa, [](const auto& k, const float* in, float* out, Index n) {
         k.softmax(in, out, n / 128, 128, false);  // rows of 128
+      });
+    });
+    benchmark::RegisterBenchmark(("quantize/" + std::string(name_of(isa))).c_str(), [isa](benchmark::State& s) {
+      elements(s, isa, [](const auto& k, const float* in, float* out, Index n) {
+        k.integer->quantize(in, out, n, 0.05f, 120, false);
       });
     });
   }

@@ -25,8 +25,9 @@ using offramp::Model;
 struct CalibrateCommand {
   std::string data, output;
   std::optional<double> disagreement, drop, budget, confidence;
+  std::string objective = "modelled";
   std::vector<std::string> kinds;
-  bool per_class = false;
+  bool per_class = false, int8_heads = false;
   std::uint64_t seed = 0;
 };
 
@@ -49,6 +50,16 @@ inline Model with_exits(const Model& m, const std::vector<Index>& early) {
   return Model(std::move(g), {});
 }
 
+/// The same network with the convolutions of its heads in bytes, whose ranges some of these samples tell.
+inline Model with_int8_heads(const Model& m, const Data& data, const std::vector<Index>& samples,
+                             const offramp::ModelOptions& options) {
+  constexpr std::size_t most = 512;
+  const auto some = std::span(samples).first(std::min(samples.size(), most));
+  offramp::QuantizeOptions q;
+  q.model = options;
+  return Model(offramp::quantize_heads(m, offramp::detail::take(data.samples, data.sample_size, some), q), options);
+}
+
 /// A policy kind from its name, with `-` for each blank.
 inline offramp::PolicyKind policy_kind(const std::string& name) {
   using offramp::PolicyKind;
@@ -62,15 +73,21 @@ inline offramp::PolicyKind policy_kind(const std::string& name) {
 }
 
 /// Calibrates a network, says what came of it, and writes it. `drops_exits`: those that are not used leave the file.
-inline int calibrate(const offramp::Model& m, const CalibrateCommand& o, bool as_json, bool drops_exits) {
-  OFFRAMP_REQUIRE(m.exit_count() > 1, "the network has no early exit to calibrate");
+inline int calibrate(const offramp::Model& given, const offramp::ModelOptions& model_options, const CalibrateCommand& o,
+                     bool as_json, bool drops_exits) {
+  OFFRAMP_REQUIRE(given.exit_count() > 1, "the network has no early exit to calibrate");
   const Data data = read_data(o.data);
-  check_data(m, data);
+  check_data(given, data);
+  offramp::ExitCalibrationOptions options;
+  const auto [first, second] = offramp::split_samples(data.count(), o.confidence ? options.select_share : 1.0, o.seed);
+  const Model m = o.int8_heads ? with_int8_heads(given, data, first, model_options) : given;
   Progress progress("recording", data.count());
-  const offramp::ExitScores all =
+  const offramp::Objective objective =
+      o.budget ? offramp::objective_of_budget(objective_called(o.objective)) : objective_called(o.objective);
+  offramp::ExitScores all =
       offramp::record_scores(m, data.samples, o.drop ? std::span<const Index>(data.labels) : std::span<const Index>(),
                              [&](Index done) { progress.at(done); });
-  offramp::ExitCalibrationOptions options;
+  all.prices = offramp::prices_of(m, data.samples, objective);
   options.per_class = o.per_class;
   options.target.budget = o.budget;
   if (o.disagreement) options.target.epsilon = *o.disagreement / 100;
@@ -83,7 +100,6 @@ inline int calibrate(const offramp::Model& m, const CalibrateCommand& o, bool as
   offramp::ExitCalibration r;
   if (o.confidence) {
     options.delta = 1 - *o.confidence;
-    const auto [first, second] = offramp::split_samples(all.samples, options.select_share, o.seed);
     r = offramp::calibrate_exits(offramp::keep_samples(all, first), offramp::keep_samples(all, second), options);
   } else {
     r = offramp::calibrate_exits(all, all, options);
@@ -106,7 +122,8 @@ inline int calibrate(const offramp::Model& m, const CalibrateCommand& o, bool as
     const Model written = drops_exits && r.has_exits ? with_exits(m, r.selection.exits) : m;
     offramp::save_onnx(written, o.output, offramp::ExitForm::outputs, metadata);
   }
-  const double saving = 1 - r.outcome.mean_flops / r.full.mean_flops;
+  const double saving = 1 - r.outcome.mean_flops / r.full.mean_flops,
+               price_saving = 1 - r.outcome.mean_price / r.full.mean_price;
   const std::string reason =
       r.has_exits ? ""
       : options.delta && !r.selection.exits.empty()
@@ -130,6 +147,7 @@ inline int calibrate(const offramp::Model& m, const CalibrateCommand& o, bool as
               {"accuracy", r.outcome.accuracy},
               {"full", {{"accuracy", r.full.accuracy}}},
               {"flops", {{"mean", r.outcome.mean_flops}, {"full", r.full.mean_flops}, {"saving", saving}}},
+              {"price", {{"objective", name_of(objective)}, {"saving", price_saving}}},
               {"exits", exits}};
     if (r.route_saves > 0)
       j["route"] = {{"to", exit_name(r.selection.route.target)},
@@ -144,6 +162,9 @@ inline int calibrate(const offramp::Model& m, const CalibrateCommand& o, bool as
               labelled ? "accuracy " : "agreement", percent(r.outcome.accuracy).c_str(),
               percent(r.full.accuracy).c_str(), engineering(r.outcome.mean_flops).c_str(),
               engineering(r.full.mean_flops).c_str(), percent(saving, 1).c_str());
+  if (objective != offramp::Objective::flops)
+    std::printf("time       saved %s (%s)\n", percent(price_saving, 1).c_str(),
+                objective == offramp::Objective::latency ? "measured" : "modelled");
   if (!reason.empty()) std::printf("no exits:  %s\n", reason.c_str());
   if (r.has_exits && r.route_saves > 0)
     std::printf("router     %s of the samples go on to %s at once\n", percent(r.outcome.skipping, 1).c_str(),

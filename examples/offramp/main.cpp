@@ -232,7 +232,7 @@ struct CacheCommand {
   std::optional<double> disagreement, drop, budget;
   double confidence = 0.9;
   std::string objective = "modelled";
-  bool labels = false, per_class = false, plain = false, read_earlier = false;
+  bool labels = false, per_class = false, plain = false, read_earlier = false, float_heads = false;
   std::uint64_t seed = 0, split_seed = 0;
   int threads = 2, epochs = 0;
 };
@@ -263,6 +263,7 @@ int cache(const Common& c, const CacheCommand& o) {
   options.budget = o.budget;
   options.read_earlier = o.read_earlier;
   options.augment = !o.plain;
+  options.quantize_heads = !o.float_heads;
   if (o.epochs > 0) options.explore.epochs = options.refine.epochs = o.epochs;
   if (o.disagreement) options.certificate.epsilon = *o.disagreement / 100;
   if (o.drop) {
@@ -316,7 +317,7 @@ int cascade_command(const Common& c, const std::vector<std::string>& more, const
   std::vector<std::string> paths{c.model};
   paths.insert(paths.end(), more.begin(), more.end());
   const auto versions = load_versions(paths, c.options());
-  return calibrate(Model(offramp::cascade(versions), c.options()), o, c.as_json, true);
+  return calibrate(Model(offramp::cascade(versions), c.options()), c.options(), o, c.as_json, true);
 }
 
 int save(const Common& c, const std::string& output, bool nested, bool without_exits) {
@@ -336,6 +337,14 @@ int save(const Common& c, const std::string& output, bool nested, bool without_e
   else
     std::printf("%s\n", output.c_str());
   return 0;
+}
+
+/// `--objective` of what chooses exits.
+void add_exit_objective(CLI::App* app, std::string& objective) {
+  app->add_option("--objective", objective,
+                  "what is saved: nominal flops, time as it is modelled (the same each time), or measured latency")
+      ->check(CLI::IsMember({"flops", "modelled", "latency"}))
+      ->capture_default_str();
 }
 
 }  // namespace
@@ -405,12 +414,14 @@ int main(int argc, char** argv) {
         ->add_option("--max-disagreement", cal.disagreement,
                      "answers in a hundred that may differ from the full network's; reads no labels")
         ->check(CLI::Range(0.0, 100.0));
-    target->add_option("--flops-budget", cal.budget, "mean nominal FLOPs of a sample")->check(CLI::PositiveNumber);
+    target->add_option("--budget,--flops-budget", cal.budget, "mean FLOPs (or milliseconds) of a sample")
+        ->check(CLI::PositiveNumber);
     target->require_option(1);
     app_of_both
         ->add_option("--confidence", cal.confidence,
                      "certify: choose by two fifths of the samples and prove by the others")
         ->check(CLI::Range(0.5, 0.99999));
+    add_exit_objective(app_of_both, cal.objective);
     app_of_both->add_flag("--per-class", cal.per_class, "the risk is to hold within each class, too");
     app_of_both->add_option("--kind", cal.kinds,
                             "kinds of confidence to choose from: max-probability, max-probability-per-class, "
@@ -421,6 +432,8 @@ int main(int argc, char** argv) {
 
   CLI::App* cache_command =
       command("cache", "Puts exits on a pretrained network: trains heads without labels, chooses, certifies and saves");
+  calibrate_command->add_flag("--int8-heads", cal.int8_heads,
+                              "do the convolutions of exit heads in bytes, which costs less time");
   CacheCommand k;
   cache_command->add_option("--data", k.data, "inputs to learn from; labels are not read unless asked for")->required();
   cache_command->add_option("--calibration", k.calibration,
@@ -439,14 +452,11 @@ int main(int argc, char** argv) {
   cache_command->add_option("--confidence", k.confidence, "of the certificate")
       ->check(CLI::Range(0.5, 0.99999))
       ->capture_default_str();
-  cache_command
-      ->add_option("--objective", k.objective,
-                   "what is saved: nominal flops, time as it is modelled (the same each time), or measured latency")
-      ->check(CLI::IsMember({"flops", "modelled", "latency"}))
-      ->capture_default_str();
+  add_exit_objective(cache_command, k.objective);
   cache_command->add_flag("--labels", k.labels, "mix labels into the training of heads");
   cache_command->add_flag("--per-class", k.per_class, "the risk is to hold within each class, too");
   cache_command->add_flag("--read-earlier", k.read_earlier, "heads also read the exit before");
+  cache_command->add_flag("--float-heads", k.float_heads, "leave the convolutions of heads in float");
   cache_command->add_flag("--no-augmentation", k.plain, "train on the images as they are");
   cache_command->add_option("--epochs", k.epochs, "passes over the data, in each of the two trainings")
       ->check(CLI::Range(1, 10000));
@@ -588,7 +598,7 @@ int main(int argc, char** argv) {
     if (*calibrate_command) {
       const Model m = c.load();
       require_exits(m);
-      return calibrate(m, cal, c.as_json, false);
+      return calibrate(m, c.options(), cal, c.as_json, false);
     }
     if (*cascade_app) return cascade_command(c, more, cal);
     if (*optimize_app) return optimize_command(c.model, optimize, c.options(), c.as_json);

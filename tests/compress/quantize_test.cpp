@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "graphs.hpp"
+#include "offramp/calibrate/prices.hpp"
 #include "offramp/compress/operator_form.hpp"
 #include "offramp/graph/contrib.hpp"
 #include "offramp/onnx/onnx.hpp"
@@ -102,6 +103,74 @@ TEST(Quantize, DepthwiseNetworkWithClipsPoolsAndConcatenation) {
       EXPECT_LT(difference(q, {2, 3, 9, 9}), 0.05) << name_of(isa);
     }
   }
+}
+
+// Convolutional heads on two places of a backbone of three, the first with a Relu, the second with a Clip.
+Graph with_heads(const std::vector<int>& heads) {
+  test::Builder b;
+  b.g.opset = 13;
+  const std::vector<Index> pads{1, 1, 1, 1}, two{2, 2};
+  auto x = b.input("input", {dynamic, 3, 16, 16});
+  Index channels = 3;
+  for (int place = 0; place < 3; ++place) {
+    x = b.node("Relu", {b.node("Conv", {x, b.constant({16, channels, 3, 3}, 1)}, {{"pads", pads}})});
+    channels = 16;
+    if (std::count(heads.begin(), heads.end(), place) == 0) continue;
+    const auto seed = static_cast<unsigned>(10 * place);
+    auto h = b.node("Conv", {x, b.constant({24, 16, 3, 3}, seed + 2), b.constant({24}, seed + 3)},
+                    {{"pads", pads}, {"strides", two}});
+    h = place == 0 ? b.node("Relu", {h})
+                   : b.node("Clip", {h, b.constant(Tensor::of<float>({}, std::vector<float>{-1.0f})),
+                                     b.constant(Tensor::of<float>({}, std::vector<float>{3.0f}))});
+    h = b.node("Flatten", {b.node("GlobalAveragePool", {h})}, {{"axis", Index{1}}});
+    b.output(b.node("Gemm", {h, b.constant({24, 4}, seed + 4), b.constant({4}, seed + 5)}),
+             "exit_" + std::to_string(place));
+  }
+  x = b.node("Flatten", {b.node("GlobalAveragePool", {x})}, {{"axis", Index{1}}});
+  b.output(b.node("Gemm", {x, b.constant({16, 4}, 8), b.constant({4}, 9)}), "logits");
+  b.g.metadata["offramp.policy"] = "max-probability:0.5,0.5";
+  b.g.metadata["offramp.certificate"] = "of heads in float";
+  return b.g;
+}
+
+TEST(QuantizeHeads, PutsTheirConvolutionsInBytesAndLeavesTheBackbone) {
+  const auto x = samples(32, 768, 3);
+  const Graph graph = with_heads({0, 1}), bytes = quantize_heads(Model(graph), x);
+  const Graph alone = quantize_heads(Model(with_heads({1})), x);
+  EXPECT_EQ(bytes.metadata.count("offramp.policy") + bytes.metadata.count("offramp.certificate"), 0U);
+  const std::vector<Tensor> in{test::random_tensor({3, 3, 16, 16}, 5)};
+  for (const Isa isa : available_isas()) {
+    ModelOptions options;
+    options.isa = isa;
+    const Model f(graph, options), q(bytes, options);
+    EXPECT_EQ(count_of(q, "IntegerConv"), 2);
+    EXPECT_EQ(count_of(q, "Relu") + count_of(q, "Clip"), 0);  // done by the products
+    EXPECT_EQ(q.full_cost().integer, 0);
+    EXPECT_LT(difference(q, {3, 3, 16, 16}), 1e-4) << name_of(isa);
+    const auto before = f.run(in), after = q.run(in), of_one = Model(alone, options).run(in);
+    EXPECT_EQ(std::memcmp(before[2].data(), after[2].data(), before[2].bytes()), 0) << name_of(isa);
+    EXPECT_EQ(std::memcmp(after[1].data(), of_one[0].data(), after[1].bytes()), 0) << name_of(isa);
+    for (std::size_t k = 0; k < 2; ++k) {
+      const auto a = before[k].values<float>(), b = after[k].values<float>();
+      float largest = 0;
+      for (const float v : a) largest = std::max(largest, std::fabs(v));
+      for (std::size_t i = 0; i < a.size(); ++i) EXPECT_NEAR(a[i], b[i], 0.02f * largest) << name_of(isa);
+      EXPECT_NE(std::memcmp(before[k].data(), after[k].data(), before[k].bytes()), 0);
+    }
+    const ExitPrices in_float = modelled_prices(f), in_bytes = modelled_prices(q);
+    EXPECT_DOUBLE_EQ(in_float.full_price(), in_bytes.full_price());
+    for (std::size_t k = 0; k < 2; ++k) {
+      const bool cheaper = in_bytes.heads[k] < in_float.heads[k];
+      EXPECT_EQ(cheaper, byte_multiply_adds(isa) > 1) << name_of(isa);
+    }
+  }
+}
+
+TEST(QuantizeHeads, LeavesNetworksWithNothingToGainAsTheyAre) {
+  const auto x = samples(16, 192, 3);
+  const Model model(test::residual_network());  // its heads are a pooling and a small product
+  EXPECT_EQ(onnx::write(quantize_heads(model, x)), onnx::write(model.graph()));
+  EXPECT_THROW(quantize_heads(model, std::span<const float>(x).first(100)), Error);
 }
 
 TEST(Quantize, KeepsNamedLayersAndThoseThatSufferInFloat) {

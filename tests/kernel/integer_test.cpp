@@ -253,12 +253,31 @@ TEST_P(EveryIntegerIsa, DepthwiseEqualsPlainLoops) {
   }
 }
 
+// Numbers around the middle between two bytes, where a division by the reciprocal could round otherwise.
+TEST_P(EveryIntegerIsa, QuantizationDividesExactly) {
+  std::mt19937 random(3);
+  std::vector<float> x(192 + 5);
+  std::vector<std::uint8_t> q(x.size());
+  for (int trial = 0; trial < 2000; ++trial) {
+    const float scale = std::ldexp(1.0f + static_cast<float>(random() % (1u << 23)) * 0x1p-23f,
+                                   trial % 50 == 0 ? -100 : static_cast<int>(random() % 40) - 20);
+    const int zero = static_cast<int>(random() % 256);
+    for (float& v : x) {
+      v = static_cast<float>((static_cast<double>(random() % 600) - 299.5) * static_cast<double>(scale));
+      for (auto steps = random() % 4; steps > 0; --steps) v = std::nextafter(v, random() % 2 ? 1e30f : -1e30f);
+    }
+    k.quantize(x.data(), q.data(), static_cast<Index>(x.size()), scale, zero, false);
+    for (std::size_t i = 0; i < x.size(); ++i)
+      ASSERT_EQ(q[i], std::clamp(static_cast<int>(std::nearbyint(x[i] / scale)) + zero, 0, 255)) << x[i] << scale;
+  }
+}
+
 TEST_P(EveryIntegerIsa, RowsEqualPlainLoops) {
   for (const Index n : {1, 5, 16, 31, 64, 100}) {
     std::vector<float> x(static_cast<std::size_t>(n));
     for (Index i = 0; i < n; ++i) x[static_cast<std::size_t>(i)] = static_cast<float>(i - n / 2) * 0.37f;
     x[0] = std::numeric_limits<float>::quiet_NaN();
-    if (n > 3) x[1] = std::numeric_limits<float>::infinity(), x[2] = -1e30f;
+    if (n > 3) x[1] = std::numeric_limits<float>::infinity(), x[2] = -1e30f, x[3] = -x[1];
     for (const bool is_signed : {false, true}) {
       const int zero = is_signed ? -3 : 12, low = is_signed ? -128 : 0, high = is_signed ? 127 : 255;
       std::vector<std::uint8_t> q(x.size());

@@ -21,6 +21,7 @@
 #include "offramp/calibrate/certificate.hpp"
 #include "offramp/calibrate/prices.hpp"
 #include "offramp/calibrate/select.hpp"
+#include "offramp/compress/quantize.hpp"
 #include "offramp/exit/designs.hpp"
 #include "offramp/fit/train.hpp"
 #include "offramp/graph/attach.hpp"
@@ -41,6 +42,9 @@ struct CacheOptions {
   fit::TrainOptions explore, refine;
   bool read_earlier = false;  ///< heads also read the exit before (Wołczyk et al. 2021)
   bool augment = true;        ///< shift and mirror images while training
+  /// Convolutions of heads are done in bytes (`offramp::quantize_heads`) where the CPU does those faster and time is
+  /// what is to be saved.
+  bool quantize_heads = true;
   double fit_share = 0.5;     ///< of the samples, to train on; a tenth of them is held out
   double select_share = 0.2;  ///< to choose heads, policy and thresholds; the rest certifies
   double largest_head = 0.3;  ///< of what is behind it, that a head may cost
@@ -255,7 +259,7 @@ class Cacher {
     if (progress_) progress_(what, done, total);
   }
   Objective objective() const noexcept {
-    return options_.budget && options_.objective == Objective::modelled ? Objective::flops : options_.objective;
+    return options_.budget ? objective_of_budget(options_.objective) : options_.objective;
   }
   SelectionTarget target() const {
     SelectionTarget t;
@@ -390,7 +394,19 @@ class Cacher {
     }
     return in_order(r, order, heads);
   }
+  // A head's bytes depend on its place and itself alone, so heads stay as they are when others go.
   Graph graph_with(const std::vector<Chosen>& heads) const {
+    Graph g = float_graph_with(heads);
+    if (!options_.quantize_heads || objective() == Objective::flops || byte_multiply_adds(options_.model.isa) == 1)
+      return g;
+    constexpr Index most = 512;
+    const std::span<const float> samples =
+        std::span(fit_).first(std::min(fit_.size(), static_cast<std::size_t>(most * size_)));
+    QuantizeOptions q;
+    q.model = options_.model;
+    return quantize_heads(Model(std::move(g), options_.model), samples, q);
+  }
+  Graph float_graph_with(const std::vector<Chosen>& heads) const {
     std::vector<ValueId> places;
     std::vector<Head> plain;
     std::vector<int> earlier;

@@ -63,6 +63,12 @@ inline std::vector<Index> answers_of(const Graph& g, ValueId answer, const Model
   return answers;
 }
 
+/// The output of a model's graph, simplified or not, that its last exit is.
+inline ValueId answer_of(const Graph& g, const Model& model) {
+  return *std::find_if(g.outputs.begin(), g.outputs.end(),
+                       [&](ValueId v) { return g[v].name == model.exits().back().name; });
+}
+
 /// Gives every node a name of its own, so that layers can be spoken of.
 inline void name_nodes(Graph& g) {
   std::set<std::string> taken;

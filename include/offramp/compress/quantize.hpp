@@ -82,18 +82,22 @@ struct Seen {
   std::vector<double> channel_mean;  // along axis 1, or along the last of two
 };
 
+/// What of a network goes to bytes.
+enum class QuantizedPart : std::uint8_t { backbone, heads };
+
 /// Quantizes one simplified graph.
 class Quantizer {
  public:
-  /// `answer` is the output whose ancestors are quantized.
-  Quantizer(Graph g, ValueId answer, std::span<const float> samples, const QuantizeOptions& o)
-      : g_(std::move(g)), answer_(answer), samples_(samples), o_(o) {
-    const std::vector<bool> backbone = g_.ancestors_of(answer_);
+  /// The backbone is what `answer` needs; heads are the rest.
+  Quantizer(Graph g, ValueId answer, QuantizedPart part, std::span<const float> samples, const QuantizeOptions& o)
+      : g_(std::move(g)), part_(part), samples_(samples), o_(o), shapes_(infer_batch(g_, o_.model, shapes_batch)) {
+    in_part_ = g_.ancestors_of(answer);
+    if (part == QuantizedPart::heads) in_part_.flip();
     for (std::size_t i = 0; i < g_.nodes.size(); ++i) {
-      if (backbone[i] && is_product(g_, g_.nodes[i])) products_.push_back(g_.nodes[i].name);
+      const Node& n = g_.nodes[i];
+      if (part == QuantizedPart::heads && !pays_alone(n)) in_part_[i] = false;
+      if (in_part_[i] && is_product(g_, n)) products_.push_back(n.name);
     }
-    OFFRAMP_REQUIRE(!products_.empty(), "the network has no convolution and no product by constants to quantize");
-    shapes_ = infer_batch(g_, o_.model, 2);
   }
 
   const std::vector<std::string>& products() const noexcept { return products_; }
@@ -224,9 +228,11 @@ class Quantizer {
     }
     for (std::size_t i = 0; i < g_.nodes.size(); ++i) {
       Node n = g_.nodes[i];
-      // Whoever reads a value that is quantized reads it back from its bytes, so that only one form of it is kept.
+      // Whoever reads a value that is quantized reads it back from its bytes, so that only one form of it is kept. Not
+      // so the backbone where heads are quantized: it must not change.
+      const bool reads_bytes = part_ == QuantizedPart::backbone || integer_[i];
       for (ValueId& v : n.inputs) {
-        if (v != no_value && twin.contains(v)) v = twin.at(v);
+        if (reads_bytes && v != no_value && twin.contains(v)) v = twin.at(v);
       }
       if (integer_[i]) {
         if (is_product(g_, g_.nodes[i])) weights(out, nodes, n, g_.nodes[i], scale.at(find(g_.nodes[i].inputs[0])));
@@ -243,6 +249,7 @@ class Quantizer {
 
  private:
   static constexpr Index bins = 2048;
+  static constexpr Index shapes_batch = 2;
 
   ValueId find(ValueId v) {
     while (group_.contains(v) && group_[v] != v) v = group_[v];
@@ -258,10 +265,8 @@ class Quantizer {
     for (std::size_t i = 0; i < g_.nodes.size(); ++i) {
       for (const ValueId v : g_.nodes[i].outputs) producer[v] = i;
     }
-    // Exit heads stay in float: they are small, and what tells sure answers from others is fine differences.
-    const std::vector<bool> backbone = g_.ancestors_of(g_.outputs.empty() ? no_value : answer_);
     const auto kept = [&](const Node& n) {
-      return !backbone[static_cast<std::size_t>(&n - g_.nodes.data())] || in_float.contains(n.name) ||
+      return !in_part_[static_cast<std::size_t>(&n - g_.nodes.data())] || in_float.contains(n.name) ||
              std::find(o_.keep.begin(), o_.keep.end(), n.name) != o_.keep.end();
     };
     // Whether a value comes out of something that computes in bytes.
@@ -524,18 +529,29 @@ class Quantizer {
     g_.nodes[first].inputs[1] = g_.add_constant(g_.nodes[first].name + "_equalized_weight", wa);
     if (bias != no_value) g_.nodes[first].inputs[2] = g_.add_constant(g_.nodes[first].name + "_equalized_bias", ba);
     g_.nodes[second].inputs[1] = g_.add_constant(g_.nodes[second].name + "_equalized_reader", wb);
-    shapes_ = infer_batch(g_, o_.model, 2);
+    shapes_ = infer_batch(g_, o_.model, shapes_batch);
   }
 
   const Shape& shape(ValueId v) const { return shapes_.views[static_cast<std::size_t>(v)].shape; }
   DType type(ValueId v) const { return shapes_.views[static_cast<std::size_t>(v)].type; }
 
+  // Whether a product that reads and writes floats is sooner done in bytes: many multiply-adds for each number that is
+  // converted, and enough of them that one more layer is nothing.
+  bool pays_alone(const Node& n) const {
+    if (!is_product(g_, n)) return false;
+    const Tensor& w = g_[n.inputs[1]].constant;
+    const Index outs = shape(n.outputs[0])[n.op == "Conv" ? 1 : shape(n.outputs[0]).rank() - 1];
+    const Index macs = outs > 0 ? shape(n.outputs[0]).count() / outs * w.count() : 0;
+    return macs >= 16 * shape(n.inputs[0]).count() && macs >= shapes_batch * 50'000;
+  }
+
   Graph g_;
-  ValueId answer_;
+  QuantizedPart part_;
   std::span<const float> samples_;
   const QuantizeOptions& o_;
   Inference shapes_;
   std::vector<std::string> products_;
+  std::vector<bool> in_part_;  // of each node
   std::vector<bool> integer_;
   std::set<ValueId> quantized_;
   std::map<ValueId, ValueId> group_;
@@ -545,17 +561,37 @@ class Quantizer {
 
 }  // namespace detail
 
-/// Quantizes a network by inputs without labels: whole samples in NCHW order.
+/// Quantizes the products of exit heads where that saves time, by inputs without labels, and leaves the rest of the
+/// network as it is: a strided convolution in float costs twice its share of FLOPs beside a backbone that runs by
+/// Winograd's algorithm, in bytes about its share. What a head says changes a little, so a policy and a certificate
+/// that the network carries go: thresholds are to be chosen anew. A network whose heads have nothing to quantize
+/// comes back as it was.
+inline Graph quantize_heads(const Model& model, std::span<const float> samples, const QuantizeOptions& options = {}) {
+  OFFRAMP_REQUIRE(model.has_plan() && model.exit_count() > 0, "the network is no classifier with one float32 input");
+  detail::check_samples(samples, model.sample_size());
+  Graph g = model.graph();
+  detail::name_nodes(g);
+  const ValueId answer = detail::answer_of(g, model);
+  detail::Quantizer q(std::move(g), answer, detail::QuantizedPart::heads, samples, options);
+  if (q.products().empty()) return model.graph();
+  q.observe();
+  Graph bytes = q.write({options.keep.begin(), options.keep.end()});
+  for (const char* key : {"offramp.policy", "offramp.certificate"}) bytes.metadata.erase(key);
+  bytes.metadata["offramp.quantized"] = "int8 heads";
+  return bytes;
+}
+
+/// Quantizes a network by inputs without labels: whole samples in NCHW order. Its exit heads stay in float.
 inline QuantizeResult quantize(const Model& model, std::span<const float> samples,
                                const QuantizeOptions& options = {}) {
   OFFRAMP_REQUIRE(model.has_plan() && model.exit_count() > 0, "the network is no classifier with one float32 input");
   detail::check_samples(samples, model.sample_size());
   Graph g = simplified(model.graph(), options.model);
   detail::name_nodes(g);
-  const ValueId answer = *std::find_if(g.outputs.begin(), g.outputs.end(),
-                                       [&](ValueId v) { return g[v].name == model.exits().back().name; });
+  const ValueId answer = detail::answer_of(g, model);
   const auto expected = detail::answers_of(g, answer, options.model, samples, options.batch);
-  detail::Quantizer q(std::move(g), answer, samples, options);
+  detail::Quantizer q(std::move(g), answer, detail::QuantizedPart::backbone, samples, options);
+  OFFRAMP_REQUIRE(!q.products().empty(), "the network has no convolution and no product by constants to quantize");
   if (options.equalize) q.equalize();
   q.observe();
   QuantizeResult r;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string_view>
 
 namespace offramp {
 
@@ -11,5 +12,17 @@ enum class Objective : std::uint8_t {
   modelled,  ///< time as it follows from executed FLOPs and bytes moved: not measured, so the same each time
   latency,   ///< milliseconds of one sample on this machine
 };
+
+constexpr std::string_view name_of(Objective objective) noexcept {
+  switch (objective) {
+    case Objective::flops:
+      return "flops";
+    case Objective::modelled:
+      return "modelled";
+    case Objective::latency:
+      return "latency";
+  }
+  return "flops";
+}
 
 }  // namespace offramp

@@ -41,6 +41,7 @@ class FuseIntegers : private QuantizedPatterns {
     for (Node& n : g_.nodes) {
       if (n.op == "IntegerAdd" && n.domain == Operators::fused_domain) into_product(n);
     }
+    for (Node& n : g_.nodes) into_product_of_reals(n);
     erase_marked(g_);
     g_.remove_dead_nodes();
     g_.sort();
@@ -173,6 +174,21 @@ class FuseIntegers : private QuantizedPatterns {
     return true;
   }
 
+  // An activation of real numbers moves into the product of bytes that computes them.
+  void into_product_of_reals(Node& n) {
+    Bounds b;
+    if (!n.domain.empty() || n.inputs.empty() || n.inputs[0] == no_value || !m_.is_private(n.inputs[0]) ||
+        !bounded_by(n, b))
+      return;
+    Node* p = m_.producer(n.inputs[0]);
+    if (!p || !is_integer_product(*p) || p->integer("type", 2) != static_cast<Index>(DType::f32)) return;
+    const float low = p->real("low", b.low), high = p->real("high", b.high);
+    p->set("low", std::min(std::max(low, b.low), b.high));
+    p->set("high", std::min(std::max(high, b.low), b.high));
+    take_output(*p, n);
+    m_ = Matcher(g_);
+  }
+
   // What a quantization stands behind.
   void behind(Node& q) {
     const auto y = scale_of(q.input(1), q.input(2));
@@ -223,7 +239,7 @@ class FuseIntegers : private QuantizedPatterns {
     for (const std::size_t side : {0u, 1u}) {
       const ValueId v = add.inputs[side], rest = add.inputs[1 - side];
       Node* p = m_.producer(v);
-      if (!p || p->domain != Operators::fused_domain || (p->op != "IntegerConv" && p->op != "IntegerDense")) continue;
+      if (!p || !is_integer_product(*p)) continue;
       if (!m_.is_private(v) || p->input(4) != no_value || p->integer("type", 2) == static_cast<Index>(DType::f32) ||
           rest == v)
         continue;
@@ -243,6 +259,9 @@ class FuseIntegers : private QuantizedPatterns {
       m_ = Matcher(g_);
       return;
     }
+  }
+  static bool is_integer_product(const Node& n) {
+    return n.domain == Operators::fused_domain && (n.op == "IntegerConv" || n.op == "IntegerDense");
   }
   bool is_depthwise(const Node& n) const { return n.op == "IntegerConv" && n.integer("group", 1) > 1; }
 

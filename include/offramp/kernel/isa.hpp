@@ -101,6 +101,12 @@ inline double bf16_multiply_adds_per_cycle() noexcept {
   return detail::is_zen5() ? 64 : 32;
 }
 
+/// Multiply-adds of bytes in the time of one of floats: `vpdpbusd` does four in a lane. Without it bytes are widened
+/// first, which costs what smaller numbers gain.
+constexpr int byte_multiply_adds(Isa isa) noexcept {
+  return isa >= Isa::avx512_vnni ? 4 : 1;
+}
+
 /// The instruction sets that can be used here, slowest first.
 inline std::span<const Isa> available_isas() noexcept {
   static constexpr std::array all{Isa::baseline, Isa::avx2, Isa::avx512, Isa::avx512_vnni, Isa::avx512_bf16, Isa::amx};
