@@ -43,6 +43,63 @@ TEST(Passes, ResidualBlockBecomesTwoConvolutions) {
   EXPECT_EQ(convolutions, 8);
 }
 
+// The normalization of an image in front of a convolution, in every order of operands, with constants of every shape.
+TEST(Passes, ScalesAndShiftsOfAnInputMoveIntoTheConvolution) {
+  const std::vector<Index> pads{2, 1, 0, 1};
+  for (const Index channels : {1, 3, 4}) {
+    test::Builder b;
+    b.g.opset = 13;
+    const auto per_channel = [&](const Shape& s, unsigned seed) {
+      return b.constant(Tensor::of<float>(s, test::random_floats(channels, seed, 0.5f, 2.0f)));
+    };
+    const auto number = [&](float v) { return b.constant(Tensor::of<float>({}, std::vector<float>{v})); };
+    auto x = b.input("x", {dynamic, channels, 7, 6});
+    x = b.node("Sub", {x, per_channel({1, channels, 1, 1}, 1)});
+    x = b.node("Div", {x, per_channel({channels, 1, 1}, 2)});
+    x = b.node("Sub", {number(0.75f), x});
+    x = b.node("Mul", {per_channel({1, channels, 1, 1}, 3), x});
+    x = b.node("Add", {number(-0.3f), x});
+    x = b.node("Conv", {x, b.constant({5, channels, 3, 2}, 4), b.constant({5}, 5)},
+               {{"pads", pads}, {"strides", std::vector<Index>{2, 1}}});
+    b.output(b.node("Relu", {x}), "y");
+    for (const Isa isa : available_isas()) {
+      for (const bool bf16 : {false, true}) {
+        ModelOptions o;
+        o.isa = isa, o.bf16 = bf16;
+        const Model m(b.g, o);
+        for (const std::string& op : operators_of(m)) EXPECT_TRUE(op == "Conv+Relu" || op == "Transpose") << op;
+        expect_same(m, {3, channels, 7, 6});
+        // Nominal FLOPs are those of the file: five operators on the input, then convolution, bias and activation.
+        const Index outputs = 5 * 4 * 7;
+        EXPECT_EQ(m.full_cost().flops, 5 * channels * 42 + outputs * (2 * channels * 6 + 2));
+      }
+    }
+  }
+}
+
+TEST(Passes, ScalesAndShiftsThatCannotMoveStay) {
+  const std::vector<Index> pads{1, 1, 1, 1};
+  const auto network = [&](const std::string& op, Index channels, const Shape& of_constant, bool padded, bool read) {
+    test::Builder b;
+    b.g.opset = 13;
+    auto x = b.input("x", {dynamic, channels, 6, 6});
+    x = b.node(op, {x, b.constant(Tensor::of<float>(of_constant, test::random_floats(of_constant.count(), 1, 1, 2)))});
+    auto y = b.node("Conv", {x, b.constant({5, channels, 3, 3}, 4)}, {{"pads", padded ? pads : std::vector<Index>(4)}});
+    if (read) y = b.node("Add", {b.node("GlobalAveragePool", {x}), b.node("GlobalAveragePool", {y})});
+    b.output(y, "y");
+    const Model m(b.g);
+    expect_same(m, {2, channels, 6, 6});
+    const auto ops = operators_of(m);
+    return std::count(ops.begin(), ops.end(), op);
+  };
+  EXPECT_EQ(network("Sub", 8, {1, 8, 1, 1}, true, false), 1);   // its padding is zeros, wherever it is read
+  EXPECT_EQ(network("Sub", 8, {1, 8, 1, 1}, false, false), 0);  // nothing is padded
+  EXPECT_EQ(network("Mul", 8, {1, 8, 1, 1}, true, false), 0);   // zeros stay zeros
+  EXPECT_EQ(network("Mul", 3, {1, 3, 6, 6}, true, false), 1);   // not one number a channel
+  EXPECT_EQ(network("Mul", 6, {6}, true, false), 1);            // one a column
+  EXPECT_EQ(network("Mul", 5, {1, 5, 1, 1}, true, true), 1);    // somebody else reads the product
+}
+
 TEST(Passes, GeluInItsExportedForms) {
   for (const bool divide : {true, false}) {
     test::Builder b;

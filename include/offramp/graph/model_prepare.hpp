@@ -87,6 +87,7 @@ OFFRAMP_SEPARABLE void Model::Data::rewrite(Data& d, const Inference& two, const
   passes::remove_identities(g, two);
   g.remove_dead_nodes();
   passes::fold_batch_norms(g);
+  passes::fold_input_scales(g, two);
   passes::recognise_activations(g);
   passes::recognise_layer_norms(g, two);
   passes::FuseAttention(g, two, three).run();

@@ -19,6 +19,7 @@
 #include "offramp/graph/graph.hpp"
 #include "offramp/graph/infer.hpp"
 #include "offramp/kernel/pack.hpp"
+#include "offramp/layer/conv.hpp"
 #include "offramp/layer/element.hpp"
 #include "offramp/layer/elementwise.hpp"
 #include "offramp/layer/grid.hpp"
@@ -164,6 +165,81 @@ inline void fold_batch_norms(Graph& g) {
     conv->inputs[1] = g.add_constant(base + ".folded_weight", scaled);
     conv->inputs[2] = g.add_constant(base + ".folded_bias", bias);
     take_output(*conv, bn);
+    m = Matcher(g);
+  }
+  erase_marked(g);
+}
+
+/// What elementwise operators do to the input of a convolution, a scale and a shift for each channel (the normalization
+/// of an image), moves into its weights and bias. Padding then is what they would have made zero of, so a convolution
+/// with padding must be one that can hold it.
+inline void fold_input_scales(Graph& g, const Inference& shapes) {
+  Matcher m(g);
+  const auto shape = [&](ValueId v) -> const Shape& { return shapes.views[static_cast<std::size_t>(v)].shape; };
+  for (Node& conv : g.nodes) {
+    if (conv.op != "Conv" || !conv.domain.empty() || conv.integer("group", 1) != 1 || conv.inputs.size() < 2) continue;
+    const auto is_constant = [&](ValueId v) { return g.is_constant(v) && g[v].constant.type() == DType::f32; };
+    if (!is_constant(conv.inputs[1]) || (conv.input(2) != no_value && !is_constant(conv.input(2)))) continue;
+    const Tensor& w = g[conv.inputs[1]].constant;
+    const Index outs = w.shape()[0], channels = w.shape()[1], taps = w.shape().count(2, w.shape().rank());
+    std::vector<double> scale(static_cast<std::size_t>(channels), 1.0), shift(scale.size(), 0.0);
+    std::vector<Node*> chain;  // the last first
+    ValueId x = conv.inputs[0];
+    while (Node* n = m.producer(x)) {
+      const bool known = n->op == "Add" || n->op == "Sub" || n->op == "Mul" || n->op == "Div";
+      if (!known || !n->domain.empty() || !m.is_private(x)) break;
+      const std::size_t side = g.is_constant(n->inputs[0]) ? 1 : 0;  // of the data
+      const ValueId k = n->inputs[1 - side];
+      if (!is_constant(k) || g.is_constant(n->inputs[side]) || (n->op == "Div" && side == 1) ||
+          shape(n->inputs[side]) != shape(x))
+        break;
+      const Tensor& c = g[k].constant;
+      const bool by_channel = c.count() == channels && c.shape().rank() >= shape(x).rank() - 1 &&
+                              c.shape()[c.shape().rank() - shape(x).rank() + 1] == channels;
+      if (!by_channel && c.count() != 1) break;
+      for (std::size_t i = 0; i < scale.size(); ++i) {
+        const auto v = static_cast<double>(c.view().f32()[by_channel ? static_cast<Index>(i) : 0]);
+        if (n->op == "Mul") scale[i] *= v;
+        if (n->op == "Div") scale[i] /= v;
+        if (n->op == "Add") shift[i] += scale[i] * v;
+        if (n->op == "Sub") shift[i] += scale[i] * (side == 0 ? -v : v);
+        if (n->op == "Sub" && side == 1) scale[i] = -scale[i];
+      }
+      chain.push_back(n);
+      x = n->inputs[side];
+    }
+    if (chain.empty()) continue;
+    std::vector<float> padding;
+    bool fits = true;
+    for (std::size_t i = 0; i < scale.size(); ++i) {
+      padding.push_back(static_cast<float>(-shift[i] / scale[i]));
+      fits = fits && std::isfinite(scale[i]) && std::isnormal(static_cast<float>(scale[i])) &&
+             std::isfinite(padding.back());
+    }
+    const Window window = WindowAttributes(conv).resolve(shape(x), w.shape(), false);
+    const bool is_padded = window.padded() != window.in,
+               is_shifted = std::any_of(padding.begin(), padding.end(), [](float p) { return p != 0; });
+    if (!fits || (is_padded && is_shifted && !ConvPlan::copies_padding(window, channels, outs, 1))) continue;
+    Tensor scaled(DType::f32, w.shape()), bias(DType::f32, Shape{outs});
+    auto *ws = static_cast<float*>(scaled.mutable_data()), *bs = static_cast<float*>(bias.mutable_data());
+    for (Index o = 0; o < outs; ++o) {
+      double sum = conv.input(2) == no_value ? 0 : static_cast<double>(g[conv.input(2)].constant.view().f32()[o]);
+      for (Index i = 0; i < channels * taps; ++i) {
+        const auto v = static_cast<double>(w.view().f32()[o * channels * taps + i]);
+        const auto c = static_cast<std::size_t>(i / taps);
+        ws[o * channels * taps + i] = static_cast<float>(v * scale[c]);
+        sum += v * shift[c];
+      }
+      bs[o] = static_cast<float>(sum);
+    }
+    const std::string base = conv.name;
+    conv.inputs.resize(3, no_value);
+    conv.inputs = {x, g.add_constant(base + ".scaled_weight", scaled), g.add_constant(base + ".scaled_bias", bias)};
+    if (is_padded && is_shifted) conv.set("offramp.padding", padding);
+    for (Node* n : chain) {
+      adopt(conv, *n);
+      drop(*n);
+    }
     m = Matcher(g);
   }
   erase_marked(g);

@@ -24,15 +24,29 @@ class ConvPlan {
  public:
   ConvPlan() = default;
 
-  /// `weights` is [out_channels][in_channels / group][kernel...], `bias` null or [out_channels].
+  /// Whether a convolution reads a copy of its image with the padding, which may then hold any numbers.
+  static bool copies_padding(const Window& w, Index in_channels, Index out_channels, Index group) noexcept {
+    return group == 1 && in_channels <= 4 && in_channels * out_channels > 1 && w.dilation[2] == 1 && w.kernel[2] > 1 &&
+           w.kernel[0] == 1;
+  }
+
+  /// `weights` is [out_channels][in_channels / group][kernel...], `bias` null or [out_channels]. `padding` holds what
+  /// stands outside of the image, one a channel, where `copies_padding`; empty: zeros.
   ConvPlan(const Window& window, Index in_channels, Index out_channels, Index group, const float* weights,
-           const float* bias, const FusedTail& tail, const PrepareOptions& options)
+           const float* bias, const FusedTail& tail, const PrepareOptions& options, std::span<const float> padding = {})
       : w_(window),
         in_channels_(in_channels),
         out_channels_(out_channels),
         group_(group),
         tail_(tail),
         has_bias_(bias) {
+    OFFRAMP_REQUIRE(padding.empty() || (copies_padding(window, in_channels, out_channels, group) &&
+                                        static_cast<Index>(padding.size()) == in_channels),
+                    "this convolution cannot be padded with " + std::to_string(padding.size()) + " numbers");
+    if (!padding.empty()) {
+      padding_.resize(static_cast<std::size_t>(w_.padded()[2] * in_channels));
+      for (std::size_t i = 0; i < padding_.size(); ++i) padding_[i] = padding[i % padding.size()];
+    }
     OFFRAMP_REQUIRE(group > 0 && in_channels % group == 0 && out_channels % group == 0,
                     "channels " + std::to_string(in_channels) + " and " + std::to_string(out_channels) +
                         " are not divisible into " + std::to_string(group) + " groups");
@@ -67,8 +81,7 @@ class ConvPlan {
     }
     if (w_.is_pointwise()) {
       kind_ = Kind::pointwise;
-    } else if (in_group == in_channels && in_channels <= 4 && w_.dilation[2] == 1 && w_.kernel[2] > 1 &&
-               w_.kernel[0] == 1) {
+    } else if (copies_padding(w_, in_channels, out_channels, group)) {
       kind_ = Kind::rows;  // a row of the window is one run of memory, in a copy of the image with its padding
     }
     taps_ = kind_ == Kind::rows ? taps / w_.kernel[2] : taps;
@@ -237,7 +250,7 @@ class ConvPlan {
 
   // Whether it can be done so.
   bool allows(const ConvMethod& method, const PrepareOptions& options) const noexcept {
-    const bool halves = options.bf16 && options.kernels.bf16 && group_ == 1;
+    const bool halves = options.bf16 && options.kernels.bf16 && group_ == 1 && padding_.empty();
     if (method.halves && (!halves || method.m == 6 || method.plain_weights)) return false;
     if (method.m == 0) return !method.plain_weights && (!method.halves || w_.dilation[2] == 1 || w_.is_pointwise());
     if (method.m != 2 && method.m != 4 && method.m != 6) return false;
@@ -283,15 +296,24 @@ class ConvPlan {
         const Index d = r / size[1] - w_.begin[0], h = r % size[1] - w_.begin[1];
         float* to = out + r * row;
         if (d < 0 || d >= w_.in[0] || h < 0 || h >= w_.in[1]) {
-          std::fill_n(to, row, 0.0f);
+          pad(to, row);
           continue;
         }
-        std::fill_n(to, before, 0.0f);
+        pad(to, before);
         std::memcpy(to + before, in + (d * w_.in[1] + h) * inner, static_cast<std::size_t>(inner) * sizeof(float));
-        std::fill_n(to + before + inner, row - before - inner, 0.0f);
+        pad(to + before + inner, row - before - inner);
       }
     });
     return out;
+  }
+
+  // Whole pixels, at most a row of them.
+  void pad(float* to, Index n) const noexcept {
+    if (padding_.empty()) {
+      std::fill_n(to, n, 0.0f);
+    } else {
+      std::copy_n(padding_.data(), n, to);
+    }
   }
 
   // A row of outputs after the other: their windows lie at equal steps in the padded image.
@@ -363,6 +385,7 @@ class ConvPlan {
   Index taps_ = 1, run_ = 0, packed_ = 0;
   Tensor weights_, bias_, zeros_;
   std::vector<std::int32_t> offsets_;
+  std::vector<float> padding_;  // pixels of a row, or empty: zeros
   WinogradPlan winograd_;
 };
 
@@ -378,6 +401,7 @@ class ConvOperation final : public Operation {
       : window_(node),
         group_(node.integer("group", 1)),
         channels_last_(node.integer("offramp.channels_last", 0) != 0),
+        padding_(node.reals("offramp.padding")),
         tail_(node) {}
 
   InputUse use(std::size_t i) const noexcept override {
@@ -410,7 +434,7 @@ class ConvOperation final : public Operation {
     const TensorView* b = optional_input(in, 2);
     OFFRAMP_REQUIRE(w.data && (!b || b->data), "weights must be known before the network runs");
     plan_ = ConvPlan(window_.resolve(x.shape, w.shape, channels_last_), channels_of(x.shape, channels_last_),
-                     w.shape[0], group_, w.f32(), b ? b->f32() : nullptr, tail_, options);
+                     w.shape[0], group_, w.f32(), b ? b->f32() : nullptr, tail_, options, padding_);
   }
   Cost cost(std::span<const TensorView> in, std::span<const TensorView> out) const noexcept override {
     const Index macs = in[1].shape[0] > 0 ? out[0].count() * (in[1].count() / in[1].shape[0]) : 0;
@@ -463,6 +487,7 @@ class ConvOperation final : public Operation {
   WindowAttributes window_;
   Index group_;
   bool channels_last_;
+  std::vector<float> padding_;  // of each channel; empty: zeros
   FusedTail tail_;
   ConvPlan plan_;
 };
