@@ -100,8 +100,9 @@ inline void print(const offramp::CacheResult& r) {
   }
   std::printf("\n%-10s %-40s %-22s %9s %10s\n", "exit", "behind", "head", "share", "right");
   for (const auto& e : r.exits)
-    std::printf("%-10s %-40s %-22s %9s %10s\n", e.name.c_str(), e.place.c_str(), e.head.c_str(),
-                percent(e.share, 1).c_str(), percent(e.accuracy, 2).c_str());
+    std::printf("%-10s %-40s %-22s %9s %10s%s\n", e.name.c_str(), e.place.c_str(), e.head.c_str(),
+                percent(e.share, 1).c_str(), percent(e.accuracy, 2).c_str(),
+                e.head_cost.integer > 0 ? "  in bytes" : "");
   std::printf("\ncertificate: %s\n%ld samples trained the heads, %ld chose, %ld certified; %.1f s\n",
               text_of(r.calibration.certificate).c_str(), static_cast<long>(r.fitted), static_cast<long>(r.selected),
               static_cast<long>(r.calibrated), r.seconds);

@@ -54,10 +54,14 @@ inline Model with_exits(const Model& m, const std::vector<Index>& early) {
 inline Model with_int8_heads(const Model& m, const Data& data, const std::vector<Index>& samples,
                              const offramp::ModelOptions& options) {
   constexpr std::size_t most = 512;
-  const auto some = std::span(samples).first(std::min(samples.size(), most));
+  std::vector<float> seen;
+  for (const Index i : std::span(samples).first(std::min(samples.size(), most))) {
+    const auto x = data.sample(i);
+    seen.insert(seen.end(), x.begin(), x.end());
+  }
   offramp::QuantizeOptions q;
   q.model = options;
-  return Model(offramp::quantize_heads(m, offramp::detail::take(data.samples, data.sample_size, some), q), options);
+  return Model(offramp::quantize_heads(m, seen, q), options);
 }
 
 /// A policy kind from its name, with `-` for each blank.

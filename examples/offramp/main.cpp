@@ -429,11 +429,11 @@ int main(int argc, char** argv) {
     app_of_both->add_option("--seed", cal.seed, "of the split")->capture_default_str();
     app_of_both->add_option("--output", cal.output, "the network with its policy, an ONNX file");
   }
+  calibrate_command->add_flag("--int8-heads", cal.int8_heads,
+                              "do the larger products of exit heads in bytes, which costs less time");
 
   CLI::App* cache_command =
       command("cache", "Puts exits on a pretrained network: trains heads without labels, chooses, certifies and saves");
-  calibrate_command->add_flag("--int8-heads", cal.int8_heads,
-                              "do the convolutions of exit heads in bytes, which costs less time");
   CacheCommand k;
   cache_command->add_option("--data", k.data, "inputs to learn from; labels are not read unless asked for")->required();
   cache_command->add_option("--calibration", k.calibration,
@@ -456,7 +456,7 @@ int main(int argc, char** argv) {
   cache_command->add_flag("--labels", k.labels, "mix labels into the training of heads");
   cache_command->add_flag("--per-class", k.per_class, "the risk is to hold within each class, too");
   cache_command->add_flag("--read-earlier", k.read_earlier, "heads also read the exit before");
-  cache_command->add_flag("--float-heads", k.float_heads, "leave the convolutions of heads in float");
+  cache_command->add_flag("--float-heads", k.float_heads, "leave the products of heads in float");
   cache_command->add_flag("--no-augmentation", k.plain, "train on the images as they are");
   cache_command->add_option("--epochs", k.epochs, "passes over the data, in each of the two trainings")
       ->check(CLI::Range(1, 10000));

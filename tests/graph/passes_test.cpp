@@ -79,11 +79,13 @@ TEST(Passes, ScalesAndShiftsOfAnInputMoveIntoTheConvolution) {
 
 TEST(Passes, ScalesAndShiftsThatCannotMoveStay) {
   const std::vector<Index> pads{1, 1, 1, 1};
-  const auto network = [&](const std::string& op, Index channels, const Shape& of_constant, bool padded, bool read) {
+  const auto network = [&](const std::string& op, Index channels, const Shape& of_constant, bool padded, bool read,
+                           float most = 2) {
     test::Builder b;
     b.g.opset = 13;
     auto x = b.input("x", {dynamic, channels, 6, 6});
-    x = b.node(op, {x, b.constant(Tensor::of<float>(of_constant, test::random_floats(of_constant.count(), 1, 1, 2)))});
+    x = b.node(op,
+               {x, b.constant(Tensor::of<float>(of_constant, test::random_floats(of_constant.count(), 1, 1, most)))});
     auto y = b.node("Conv", {x, b.constant({5, channels, 3, 3}, 4)}, {{"pads", padded ? pads : std::vector<Index>(4)}});
     if (read) y = b.node("Add", {b.node("GlobalAveragePool", {x}), b.node("GlobalAveragePool", {y})});
     b.output(y, "y");
@@ -95,9 +97,11 @@ TEST(Passes, ScalesAndShiftsThatCannotMoveStay) {
   EXPECT_EQ(network("Sub", 8, {1, 8, 1, 1}, true, false), 1);   // its padding is zeros, wherever it is read
   EXPECT_EQ(network("Sub", 8, {1, 8, 1, 1}, false, false), 0);  // nothing is padded
   EXPECT_EQ(network("Mul", 8, {1, 8, 1, 1}, true, false), 0);   // zeros stay zeros
-  EXPECT_EQ(network("Mul", 3, {1, 3, 6, 6}, true, false), 1);   // not one number a channel
-  EXPECT_EQ(network("Mul", 6, {6}, true, false), 1);            // one a column
-  EXPECT_EQ(network("Mul", 5, {1, 5, 1, 1}, true, true), 1);    // somebody else reads the product
+  EXPECT_EQ(network("Sub", 3, {1, 3, 1, 1}, true, false), 0);
+  EXPECT_EQ(network("Sub", 3, {1, 3, 1, 1}, true, false, 1000), 1);  // rounding would be as large as what is left
+  EXPECT_EQ(network("Mul", 3, {1, 3, 6, 6}, true, false), 1);        // not one number a channel
+  EXPECT_EQ(network("Mul", 6, {6}, true, false), 1);                 // one a column
+  EXPECT_EQ(network("Mul", 5, {1, 5, 1, 1}, true, true), 1);         // somebody else reads the product
 }
 
 TEST(Passes, GeluInItsExportedForms) {

@@ -85,7 +85,7 @@ struct Seen {
 /// What of a network goes to bytes.
 enum class QuantizedPart : std::uint8_t { backbone, heads };
 
-/// Quantizes one simplified graph.
+/// Quantizes one graph whose nodes have names.
 class Quantizer {
  public:
   /// The backbone is what `answer` needs; heads are the rest.
@@ -577,7 +577,7 @@ inline Graph quantize_heads(const Model& model, std::span<const float> samples, 
   q.observe();
   Graph bytes = q.write({options.keep.begin(), options.keep.end()});
   for (const char* key : {"offramp.policy", "offramp.certificate"}) bytes.metadata.erase(key);
-  bytes.metadata["offramp.quantized"] = "int8 heads";
+  bytes.metadata.try_emplace("offramp.quantized", "int8 heads");
   return bytes;
 }
 

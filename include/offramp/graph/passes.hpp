@@ -172,8 +172,10 @@ inline void fold_batch_norms(Graph& g) {
 
 /// What elementwise operators do to the input of a convolution, a scale and a shift for each channel (the normalization
 /// of an image), moves into its weights and bias. Padding then is what they would have made zero of, so a convolution
-/// with padding must be one that can hold it.
+/// with padding must be one that can hold it. A shift by many times what is left behind it stays: the sums would round
+/// to what it took away.
 inline void fold_input_scales(Graph& g, const Inference& shapes) {
+  constexpr double largest_shift = 16;
   Matcher m(g);
   const auto shape = [&](ValueId v) -> const Shape& { return shapes.views[static_cast<std::size_t>(v)].shape; };
   for (Node& conv : g.nodes) {
@@ -213,8 +215,8 @@ inline void fold_input_scales(Graph& g, const Inference& shapes) {
     bool fits = true;
     for (std::size_t i = 0; i < scale.size(); ++i) {
       padding.push_back(static_cast<float>(-shift[i] / scale[i]));
-      fits = fits && std::isfinite(scale[i]) && std::isnormal(static_cast<float>(scale[i])) &&
-             std::isfinite(padding.back());
+      fits = fits && std::isnormal(static_cast<float>(scale[i])) && std::isfinite(padding.back()) &&
+             std::fabs(shift[i]) <= largest_shift;
     }
     const Window window = WindowAttributes(conv).resolve(shape(x), w.shape(), false);
     const bool is_padded = window.padded() != window.in,
