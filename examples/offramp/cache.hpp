@@ -16,9 +16,11 @@ namespace tool {
 
 /// `flops`, `modelled` or `latency`, as the options check.
 inline offramp::Objective objective_called(const std::string& name) {
-  return name == "latency"    ? offramp::Objective::latency
-         : name == "modelled" ? offramp::Objective::modelled
-                              : offramp::Objective::flops;
+  using offramp::Objective;
+  for (const Objective o : {Objective::latency, Objective::modelled}) {
+    if (name == name_of(o)) return o;
+  }
+  return Objective::flops;
 }
 
 /// Shows one bar after the other on the terminal.

@@ -53,7 +53,7 @@ inline Model with_exits(const Model& m, const std::vector<Index>& early) {
 /// The same network with the convolutions of its heads in bytes, whose ranges some of these samples tell.
 inline Model with_int8_heads(const Model& m, const Data& data, const std::vector<Index>& samples,
                              const offramp::ModelOptions& options) {
-  constexpr std::size_t most = 512;
+  constexpr auto most = static_cast<std::size_t>(offramp::samples_for_ranges);
   std::vector<float> seen;
   for (const Index i : std::span(samples).first(std::min(samples.size(), most))) {
     const auto x = data.sample(i);

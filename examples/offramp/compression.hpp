@@ -21,7 +21,7 @@ namespace tool {
 /// What quantize and prune share.
 struct CompressCommand {
   std::string data, test, output;
-  Index samples = 512;
+  Index samples = offramp::samples_for_ranges;
   // quantize
   std::string form = "qdq", range = "squared-error";
   double percentile = 0.9999, max_disagreement = 1;

@@ -35,7 +35,7 @@ struct OptimizeCommand {
   std::string objective = "latency";
   std::vector<std::string> without;    ///< int8, prune, exits, cascade
   std::vector<double> remove{30, 50};  ///< per cent of FLOPs, of pruned forms
-  Index samples = 512;
+  Index samples = offramp::samples_for_ranges;
   Index distil = 6;  ///< epochs over 10,000 inputs, of pruned forms; over more inputs as many fewer
   std::uint64_t seed = 0;
   int threads = 2;

@@ -36,8 +36,8 @@ void check_gradients(Layer& layer, Map in, const std::string& what) {
   layer.forward(in, out, true);
   Map d_out = out;
   d_out.values = test::random_floats(static_cast<Index>(out.values.size()), 77);
-  Map d_in;
-  layer.backward(in, out, d_out, &d_in);
+  Map d_in, used_up = d_out;
+  layer.backward(in, out, used_up, &d_in);
   ASSERT_EQ(d_in.values.size(), in.values.size()) << what;
   constexpr float step = 2e-3f;
   const auto slope = [&](float& x) {

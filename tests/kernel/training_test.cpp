@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -39,6 +40,38 @@ TEST_P(TrainingKernelsTest, OuterProductsAndMoments) {
           double dot = 0.5;
           for (Index r = 0; r < rows; ++r) dot += at(a, r * width + i) * at(b, r * n + j);
           EXPECT_NEAR(at(c, i * n + j), dot, 1e-3) << i << "," << j << " of " << n;
+        }
+      }
+    }
+  }
+}
+
+TEST_P(TrainingKernelsTest, BatchNormAndItsGradients) {
+  for (const Index n : {1, 7, 16, 18, 64, 75}) {
+    for (const bool relu : {false, true}) {
+      const Index rows = 700;
+      const auto in = test::random_floats(rows * n, 1), d_out = test::random_floats(rows * n, 2);
+      const auto scale = test::random_floats(n, 3), shift = test::random_floats(n, 4);
+      std::vector<float> mean(static_cast<std::size_t>(n)), inverse(mean), sum(mean), dot(mean), out(in.size());
+      k.moments(in.data(), rows, n, mean.data(), inverse.data());
+      for (float& v : inverse) v = 1 / std::sqrt(v);
+      const BatchNorm b{mean.data(), inverse.data(), scale.data(), shift.data(), relu};
+      k.batch_norm(b, in.data(), out.data(), rows, n);
+      k.batch_norm_sums(b, in.data(), d_out.data(), rows, n, sum.data(), dot.data());
+      auto d = d_out;
+      k.batch_norm_gradient(b, in.data(), d.data(), rows, n, sum.data(), dot.data());
+      for (Index j = 0; j < n; ++j) {
+        const auto x = [&](Index r) { return (at(in, r * n + j) - at(mean, j)) * at(inverse, j); };
+        const auto y = [&](Index r) { return x(r) * at(scale, j) + at(shift, j); };
+        const auto g = [&](Index r) { return relu && !(at(out, r * n + j) > 0) ? 0.0 : at(d_out, r * n + j); };
+        double s = 0, t = 0;
+        for (Index r = 0; r < rows; ++r) s += g(r), t += g(r) * x(r);
+        EXPECT_NEAR(at(sum, j), s, 1e-3);
+        EXPECT_NEAR(at(dot, j), t, 1e-3);
+        for (Index r = 0; r < rows; ++r) {
+          EXPECT_NEAR(at(out, r * n + j), relu ? std::max(0.0, y(r)) : y(r), 1e-5);
+          const auto m = static_cast<double>(rows);
+          EXPECT_NEAR(at(d, r * n + j), at(scale, j) * at(inverse, j) * (g(r) - s / m - x(r) * t / m), 1e-5);
         }
       }
     }

@@ -399,9 +399,8 @@ class Cacher {
     Graph g = float_graph_with(heads);
     if (!options_.quantize_heads || objective() == Objective::flops || byte_multiply_adds(options_.model.isa) == 1)
       return g;
-    constexpr Index most = 512;
     const std::span<const float> samples =
-        std::span(fit_).first(std::min(fit_.size(), static_cast<std::size_t>(most * size_)));
+        std::span(fit_).first(std::min(fit_.size(), static_cast<std::size_t>(samples_for_ranges * size_)));
     QuantizeOptions q;
     q.model = options_.model;
     return quantize_heads(Model(std::move(g), options_.model), samples, q);

@@ -279,15 +279,29 @@ inline bool last_ensemble_pays(const Confidence& by, const ExitScores& scores, c
   return better - worse > 2 * std::sqrt(better + worse);  // surely: a wrong guess can cost the whole certificate
 }
 
+inline double mean_of(const std::vector<double>& x) noexcept {
+  return std::accumulate(x.begin(), x.end(), 0.0) / static_cast<double>(std::max<std::size_t>(1, x.size()));
+}
+
+/// Whether losses of the same samples are smaller on average by more than one standard error of the difference; with
+/// `or_equal` also where they are the same.
+inline bool surely_less(const std::vector<double>& a, const std::vector<double>& b, bool or_equal = false) noexcept {
+  constexpr double rounding = 1e-9;
+  const double gain = mean_of(b) - mean_of(a);
+  double squares = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) squares += (b[i] - a[i] - gain) * (b[i] - a[i] - gain);
+  return gain - std::sqrt(squares) / static_cast<double>(a.size()) > (or_equal ? -rounding : rounding);
+}
+
 }  // namespace detail
 
 /// Chooses the confidence by cross-validation: learned and calibrated on some of the samples, judged on the others by
-/// mean price plus a fine for lost answers, over a range of fines around the one that meets the target. Exits that do
-/// not pay under it are left out.
+/// price plus a fine for lost answers, over a range of fines around the one that meets the target. A kind replaces one
+/// before it, and an exit is left out, only where that is better by more than chance.
 inline Selection choose_policy(const ExitScores& scores, const SelectionTarget& target,
                                std::span<const PolicyKind> kinds = {}) {
-  static constexpr PolicyKind all_kinds[] = {PolicyKind::max_probability, PolicyKind::max_probability_per_class,
-                                             PolicyKind::ensemble, PolicyKind::gate, PolicyKind::ensemble_gate};
+  static constexpr PolicyKind all_kinds[] = {PolicyKind::max_probability, PolicyKind::gate, PolicyKind::ensemble,
+                                             PolicyKind::ensemble_gate, PolicyKind::max_probability_per_class};
   if (kinds.empty()) kinds = all_kinds;
   constexpr Index folds = 4;
   // The fine at which the plain rule meets the target; below a thousandth, samples do not tell.
@@ -306,10 +320,11 @@ inline Selection choose_policy(const ExitScores& scores, const SelectionTarget& 
       }
     }
   }
+  constexpr double factors[] = {2.0, 1.41, 1.0, 0.71, 0.5};
+  // The loss of each sample, held out.
   const auto held_out = [&](PolicyKind kind, const std::vector<Index>& kept) {
     const ExitScores some = keep_exits(scores, kept);
-    double sum = 0;
-    int terms = 0;
+    std::vector<double> losses(static_cast<std::size_t>(some.samples), 0);
     for (Index f = 0; f < folds; ++f) {
       std::vector<Index> learn, check;
       for (Index i = 0; i < some.samples; ++i) (i % folds == f ? check : learn).push_back(i);
@@ -320,39 +335,46 @@ inline Selection choose_policy(const ExitScores& scores, const SelectionTarget& 
       const double full = full_outcome(unknown).mean_price;
       detail::ThresholdSearch search(known);
       std::vector<float> at = search.all_off();
-      for (const double factor : {2.0, 1.41, 1.0, 0.71, 0.5}) {
+      for (const double factor : factors) {
         search.descend(at, fine * factor);
-        const Outcome o = apply_thresholds(unknown, at);
-        sum += o.mean_price / full + fine * factor * (1 - o.accuracy);
-        ++terms;
+        const std::vector<double> price = detail::costs_upto(unknown, at).price;
+        for (std::size_t i = 0; i < check.size(); ++i) {
+          const auto sample = static_cast<Index>(i);
+          const Index k = exit_of(unknown, at, sample);
+          const double loss =
+              price[static_cast<std::size_t>(k)] / full + (unknown.right_at(sample, k) ? 0 : fine * factor);
+          losses[static_cast<std::size_t>(check[i])] += loss / static_cast<double>(std::size(factors));
+        }
       }
     }
-    return sum / terms;
+    return losses;
   };
   Selection best;
-  double least = std::numeric_limits<double>::infinity();
+  std::vector<double> least;
   for (const PolicyKind kind : kinds) {
     std::vector<Index> kept(static_cast<std::size_t>(scores.exits - 1));
     std::iota(kept.begin(), kept.end(), Index{0});
-    double current = held_out(kind, kept);
+    std::vector<double> current = held_out(kind, kept);
     // Exits that do not pay leave, the least useful first.
     while (kept.size() > 1) {
-      double smallest = std::numeric_limits<double>::infinity();
+      std::vector<double> smallest;
       std::size_t which = 0;
       for (std::size_t i = 0; i < kept.size(); ++i) {
         std::vector<Index> trial = kept;
         trial.erase(trial.begin() + static_cast<std::ptrdiff_t>(i));
-        const double v = held_out(kind, trial);
-        if (v < smallest) smallest = v, which = i;
+        std::vector<double> losses = held_out(kind, trial);
+        if (smallest.empty() || detail::mean_of(losses) < detail::mean_of(smallest))
+          smallest = std::move(losses), which = i;
       }
-      if (!(smallest <= current)) break;
-      current = smallest;
+      if (!detail::surely_less(smallest, current, true)) break;
+      current = std::move(smallest);
       kept.erase(kept.begin() + static_cast<std::ptrdiff_t>(which));
     }
-    best.tried.emplace_back(name_of(kind), current);
-    if (current < least) least = current, best.kind = kind, best.exits = std::move(kept);
+    best.tried.emplace_back(name_of(kind), detail::mean_of(current));
+    if (least.empty() || detail::surely_less(current, least))
+      least = std::move(current), best.kind = kind, best.exits = std::move(kept);
   }
-  if (!target.budget && least >= 1) best.exits.clear();
+  if (!target.budget && detail::mean_of(least) >= 1) best.exits.clear();
   if (!best.exits.empty()) {
     const ExitScores some = keep_exits(scores, best.exits);
     best.gate = gate_for(best.kind, some);

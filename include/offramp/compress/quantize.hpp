@@ -32,6 +32,9 @@ enum class RangeChoice : std::uint8_t {
   extremes,       ///< all that was seen
 };
 
+/// Samples that are plenty to find the ranges of activations by.
+inline constexpr Index samples_for_ranges = 512;
+
 struct QuantizeOptions {
   ModelOptions model;
   RangeChoice range = RangeChoice::squared_error;

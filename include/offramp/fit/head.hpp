@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <memory>
@@ -100,16 +101,18 @@ class TrainableHead {
 
   /// Adds the gradients by the parameters, from that by the scores, after a forward with `training` on.
   void backward(const Map& in, Map d) {
-    Map next;
     std::size_t first = 0;  // what is before it does not learn
     while (layers_[first]->parameters().empty()) ++first;
+    Map* now = &d;
+    Map* next = &gradients_[0];
     for (std::size_t i = layers_.size(); i-- > first;) {
       const bool reads = earlier_ > 0 && i == body();
       const Map& from = reads ? joined_ : i == 0 ? in : maps_[i - 1];
-      layers_[i]->backward(from, maps_[i], d, i == first ? nullptr : &next);
+      layers_[i]->backward(from, maps_[i], *now, i == first ? nullptr : next);
       if (i == first) break;
-      d = reads ? without_earlier(next) : std::move(next);
-      next = {};
+      if (reads) *next = without_earlier(*next);
+      now = next;
+      next = &gradients_[now == &gradients_[0] ? 1 : 0];
     }
   }
 
@@ -241,6 +244,7 @@ class TrainableHead {
   std::int64_t steps_ = 0;
   std::vector<std::unique_ptr<Layer>> layers_;
   std::vector<Map> maps_;
+  std::array<Map, 2> gradients_;  // by the input of one layer and of the layer before it
   Map joined_, scores_;
   std::vector<double> sums_, squares_;
   std::vector<Index> counts_;

@@ -101,8 +101,9 @@ class Layer {
   virtual ~Layer() = default;
 
   virtual void forward(const Map& in, Map& out, bool training) = 0;
-  /// From the gradient of the loss by `out` that by the parameters (added) and, unless null, by `in`.
-  virtual void backward(const Map& in, const Map& out, const Map& d_out, Map* d_in) = 0;
+  /// From the gradient of the loss by `out`, which is used up, that by the parameters (added) and, unless null, by
+  /// `in`.
+  virtual void backward(const Map& in, const Map& out, Map& d_out, Map* d_in) = 0;
   virtual std::vector<Parameter*> parameters() = 0;
   /// Statistics that training moves beside the parameters.
   virtual std::vector<std::vector<float>*> statistics() { return {}; }
@@ -121,36 +122,29 @@ class Norm {
     variance.assign(static_cast<std::size_t>(channels), 1.0f);
   }
 
-  /// `y` is [rows][channels]: becomes the normalised values, and `out` what follows.
-  void forward(float* y, float* out, Index rows, bool training) {
-    const auto c = static_cast<std::size_t>(c_);
-    inverse_.assign(c, 0.0f);
-    std::vector<float> m = mean, v = variance;
+  /// `in` and `out` are [rows][channels].
+  void forward(const float* in, float* out, Index rows, bool training) {
+    centre_ = mean, inverse_ = variance;
     if (training) {
-      kernels_.moments(y, rows, c_, m.data(), v.data());
-      for (std::size_t i = 0; i < c; ++i) {
-        mean[i] += momentum * (m[i] - mean[i]);
-        variance[i] += momentum * (v[i] - variance[i]);
+      kernels_.moments(in, rows, c_, centre_.data(), inverse_.data());
+      for (std::size_t i = 0; i < mean.size(); ++i) {
+        mean[i] += momentum * (centre_[i] - mean[i]);
+        variance[i] += momentum * (inverse_[i] - variance[i]);
       }
     }
-    for (std::size_t i = 0; i < c; ++i) inverse_[i] = 1.0f / std::sqrt(v[i] + epsilon);
-    kernels_.batch_norm(y, out, rows, c_, m.data(), inverse_.data(), scale.value.data(), shift.value.data(), relu_);
+    for (float& v : inverse_) v = 1.0f / std::sqrt(v + epsilon);
+    kernels_.batch_norm(kernel(), in, out, rows, c_);
   }
 
-  /// `normalised` is what `forward` left in y; `d` becomes the gradient by the input of the norm.
-  void backward(const float* normalised, const float* out, const float* d_out, float* d, Index rows) {
-    const auto c = static_cast<std::size_t>(c_);
-    std::vector<float> sum(c), dot(c), factor(c);
-    kernels_.batch_norm_sums(normalised, relu_ ? out : nullptr, d_out, d, rows, c_, sum.data(), dot.data());
-    const float inverse_rows = 1.0f / static_cast<float>(rows);
-    for (std::size_t i = 0; i < c; ++i) {
+  /// The gradient by what the last `forward` was given, in the place of that by what it gave.
+  void backward(const float* in, float* d, Index rows) {
+    std::vector<float> sum(mean.size()), dot(mean.size());
+    kernels_.batch_norm_sums(kernel(), in, d, rows, c_, sum.data(), dot.data());
+    for (std::size_t i = 0; i < sum.size(); ++i) {
       shift.gradient[i] += sum[i];
       scale.gradient[i] += dot[i];
-      sum[i] *= inverse_rows;
-      dot[i] *= inverse_rows;
-      factor[i] = scale.value[i] * inverse_[i];
     }
-    kernels_.batch_norm_gradient(normalised, d, rows, c_, factor.data(), sum.data(), dot.data());
+    kernels_.batch_norm_gradient(kernel(), in, d, rows, c_, sum.data(), dot.data());
   }
 
   /// More channels, handed on as they are until training moves them.
@@ -173,9 +167,13 @@ class Norm {
   std::vector<float> mean, variance;
 
  private:
+  kernel::BatchNorm kernel() const noexcept {
+    return {centre_.data(), inverse_.data(), scale.value.data(), shift.value.data(), relu_};
+  }
+
   Index c_;
   bool relu_;
-  std::vector<float> inverse_;
+  std::vector<float> centre_, inverse_;  // of the last batch: means, and one over the standard deviations
   const kernel::TrainingKernels& kernels_ = kernel::training_kernels_for(best_isa());
 };
 
@@ -203,22 +201,21 @@ class ConvLayer final : public Layer {
     }
     norm_.forward(y_.data(), out.values.data(), out.rows(), training);
   }
-  void backward(const Map& in, const Map& out, const Map& d_out, Map* d_in) override {
-    d_.resize(out.values.size());
-    norm_.backward(y_.data(), out.values.data(), d_out.values.data(), d_.data(), out.rows());
+  void backward(const Map& in, const Map& out, Map& d_out, Map* d_in) override {
+    norm_.backward(y_.data(), d_out.values.data(), out.rows());
     if (d_in != nullptr) {
       d_in->resize(in.n, in.height, in.width, in_);
       products_.pack_transposed(weights_.value.data(), depth(), out_);
     }
     if (is_direct()) {
-      products_.add_outer(in.values.data(), d_.data(), weights_.gradient.data(), out.rows(), in_, out_);
-      if (d_in != nullptr) products_.multiply(d_.data(), d_in->values.data(), out.rows());
+      products_.add_outer(in.values.data(), d_out.values.data(), weights_.gradient.data(), out.rows(), in_, out_);
+      if (d_in != nullptr) products_.multiply(d_out.values.data(), d_in->values.data(), out.rows());
       return;
     }
     if (d_in != nullptr) std::fill(d_in->values.begin(), d_in->values.end(), 0.0f);
     columns_.resize(offsets_.size() * static_cast<std::size_t>(in_));
     each_chunk(in, out, [&](Index image, Index pixel, Index rows) {
-      const float* d = d_.data() + pixel * out_;
+      const float* d = d_out.values.data() + pixel * out_;
       gather(in.values.data() + image, rows);
       products_.add_outer(columns_.data(), d, weights_.gradient.data(), rows, depth(), out_);
       if (d_in == nullptr) return;
@@ -313,7 +310,7 @@ class ConvLayer final : public Layer {
   Products products_;
   std::array<Index, 5> aimed_{};  // the sizes that `offsets_` are for
   std::vector<std::int32_t> offsets_;
-  std::vector<float> columns_, y_, d_;
+  std::vector<float> columns_, y_;
 };
 
 /// Depthwise 3 x 3 convolution and norm, without activation.
@@ -335,9 +332,8 @@ class DepthwiseLayer final : public Layer {
     }
     norm_.forward(y_.data(), out.values.data(), out.rows(), training);
   }
-  void backward(const Map& in, const Map& out, const Map& d_out, Map* d_in) override {
-    d_.resize(out.values.size());
-    norm_.backward(y_.data(), out.values.data(), d_out.values.data(), d_.data(), out.rows());
+  void backward(const Map& in, const Map& out, Map& d_out, Map* d_in) override {
+    norm_.backward(y_.data(), d_out.values.data(), out.rows());
     if (d_in) {
       d_in->resize(in.n, in.height, in.width, c_);
       std::fill(d_in->values.begin(), d_in->values.end(), 0.0f);
@@ -347,7 +343,7 @@ class DepthwiseLayer final : public Layer {
       const Index image = n * in.height * in.width * c_;
       g.in = in.values.data() + image;
       kernel::training_kernels_for(best_isa())
-          .depthwise_gradient(g, d_.data() + n * out.height * out.width * c_, weights_.gradient.data(),
+          .depthwise_gradient(g, d_out.values.data() + n * out.height * out.width * c_, weights_.gradient.data(),
                               d_in ? d_in->values.data() + image : nullptr);
     }
   }
@@ -378,7 +374,7 @@ class DepthwiseLayer final : public Layer {
   Index c_;
   Parameter weights_;
   Norm norm_;
-  std::vector<float> y_, d_;
+  std::vector<float> y_;
 };
 
 /// The means of cells of size x size positions, as HeadAverage has it.
@@ -395,7 +391,7 @@ class AverageLayer final : public Layer {
       for (Index i = 0; i < in.channels; ++i) mean[i] *= scale;
     });
   }
-  void backward(const Map& in, const Map& out, const Map& d_out, Map* d_in) override {
+  void backward(const Map& in, const Map& out, Map& d_out, Map* d_in) override {
     if (d_in == nullptr) return;
     d_in->resize(in.n, in.height, in.width, in.channels);
     each_cell(in, out, [&](Index to, Index from, Index rows, Index columns) {
@@ -449,7 +445,7 @@ class PoolLayer final : public Layer {
       for (Index i = 0; i < c; ++i) to[i * step] = pooled[static_cast<std::size_t>(i)] * scale;
     });
   }
-  void backward(const Map& in, const Map& out, const Map& d_out, Map* d_in) override {
+  void backward(const Map& in, const Map& out, Map& d_out, Map* d_in) override {
     if (d_in == nullptr) return;
     const Index c = in.channels;
     d_in->resize(in.n, in.height, in.width, c);
@@ -530,9 +526,8 @@ class DenseLayer final : public Layer {
 
   void forward(const Map& in, Map& out, bool training) override {
     out.resize(in.n, 1, 1, out_);
-    normalised_ = in.values;
     features_.resize(in.values.size());
-    norm_.forward(normalised_.data(), features_.data(), in.n, training);
+    norm_.forward(in.values.data(), features_.data(), in.n, training);
     products_.pack(weights_.value.data(), in_, out_);
     products_.multiply(features_.data(), out.values.data(), in.n);
     for (Index n = 0; n < in.n; ++n) {
@@ -543,29 +538,22 @@ class DenseLayer final : public Layer {
       }
     }
   }
-  void backward(const Map& in, const Map& out, const Map& d_out, Map* d_in) override {
-    d_ = d_out.values;
+  void backward(const Map& in, const Map& out, Map& d_out, Map* d_in) override {
+    std::vector<float>& d = d_out.values;
     if (relu_) {
-      for (std::size_t i = 0; i < d_.size(); ++i) d_[i] = out.values[i] > 0 ? d_[i] : 0.0f;
+      for (std::size_t i = 0; i < d.size(); ++i) d[i] = out.values[i] > 0 ? d[i] : 0.0f;
     }
     for (Index n = 0; n < in.n; ++n) {
       for (Index i = 0; i < out_; ++i)
-        bias_.gradient[static_cast<std::size_t>(i)] += d_[static_cast<std::size_t>(n * out_ + i)];
+        bias_.gradient[static_cast<std::size_t>(i)] += d[static_cast<std::size_t>(n * out_ + i)];
     }
-    products_.add_outer(features_.data(), d_.data(), weights_.gradient.data(), in.n, in_, out_);
-    d_features_.resize(features_.size());
+    products_.add_outer(features_.data(), d.data(), weights_.gradient.data(), in.n, in_, out_);
     products_.pack_transposed(weights_.value.data(), in_, out_);
-    products_.multiply(d_.data(), d_features_.data(), in.n);
-    std::vector<float> unused;
-    float* to = nullptr;
-    if (d_in) {
-      d_in->resize(in.n, 1, 1, in_);
-      to = d_in->values.data();
-    } else {
-      unused.resize(features_.size());
-      to = unused.data();
-    }
-    norm_.backward(normalised_.data(), features_.data(), d_features_.data(), to, in.n);
+    Map unused;
+    Map& d_features = d_in ? *d_in : unused;
+    d_features.resize(in.n, 1, 1, in_);
+    products_.multiply(d.data(), d_features.values.data(), in.n);
+    norm_.backward(in.values.data(), d_features.values.data(), in.n);
   }
   std::vector<Parameter*> parameters() override { return {&weights_, &bias_, &norm_.scale, &norm_.shift}; }
   std::vector<std::vector<float>*> statistics() override { return {&norm_.mean, &norm_.variance}; }
@@ -602,7 +590,7 @@ class DenseLayer final : public Layer {
   Parameter weights_, bias_;
   Norm norm_;
   Products products_;
-  std::vector<float> normalised_, features_, d_, d_features_;
+  std::vector<float> features_;
 };
 
 }  // namespace offramp::fit

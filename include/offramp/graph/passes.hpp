@@ -235,7 +235,6 @@ inline void fold_input_scales(Graph& g, const Inference& shapes) {
       bs[o] = static_cast<float>(sum);
     }
     const std::string base = conv.name;
-    conv.inputs.resize(3, no_value);
     conv.inputs = {x, g.add_constant(base + ".scaled_weight", scaled), g.add_constant(base + ".scaled_bias", bias)};
     if (is_padded && is_shifted) conv.set("offramp.padding", padding);
     for (Node* n : chain) {

@@ -14,6 +14,13 @@ struct AdamStep {
   float shrink = 1;        ///< of the value, by decay
 };
 
+/// A batch norm of the columns of a matrix, a number a column: mean and one over the standard deviation of the batch,
+/// and what was learned.
+struct BatchNorm {
+  const float *mean = nullptr, *inverse = nullptr, *scale = nullptr, *shift = nullptr;
+  bool relu = false;
+};
+
 /// The kernels of one instruction set, as `Kernels` has them.
 struct TrainingKernels {
   /// c[i][j] += sum over rows r of a[r * lda + i] b[r * ldb + j], for i below k and j below n: the gradient of a matrix
@@ -21,15 +28,15 @@ struct TrainingKernels {
   void (*outer)(const float* a, Index lda, const float* b, Index ldb, Index rows, Index k, Index n, float* c) noexcept;
   /// Mean and variance of each column of `rows` rows of n.
   void (*moments)(const float* in, Index rows, Index n, float* mean, float* variance) noexcept;
-  /// normalised = (normalised - mean) inverse, in place, and out = normalised scale + shift, at least 0 with `relu`.
-  void (*batch_norm)(float* normalised, float* out, Index rows, Index n, const float* mean, const float* inverse,
-                     const float* scale, const float* shift, bool relu) noexcept;
-  /// d = d_out where out is above 0 (everywhere with `out` null); its column sums, and those of d normalised.
-  void (*batch_norm_sums)(const float* normalised, const float* out, const float* d_out, float* d, Index rows, Index n,
-                          float* sum, float* dot) noexcept;
-  /// d = factor (d - sum - normalised dot), column by column.
-  void (*batch_norm_gradient)(const float* normalised, float* d, Index rows, Index n, const float* factor,
-                              const float* sum, const float* dot) noexcept;
+  /// out = (in - mean) inverse scale + shift, at least 0 with `relu`.
+  void (*batch_norm)(const BatchNorm&, const float* in, float* out, Index rows, Index n) noexcept;
+  /// The gradients by shift and scale: the sums of g, and of g (in - mean) inverse, where g is d_out where `batch_norm`
+  /// gave what is not held at 0.
+  void (*batch_norm_sums)(const BatchNorm&, const float* in, const float* d_out, Index rows, Index n, float* sum,
+                          float* dot) noexcept;
+  /// In the place of d_out, the gradient by `in`, whose own mean and variance the norm goes by.
+  void (*batch_norm_gradient)(const BatchNorm&, const float* in, float* d_out, Index rows, Index n, const float* sum,
+                              const float* dot) noexcept;
   /// d_in[i] += d_out[i] where in[i] is above 0.
   void (*relu_gradient)(const float* in, const float* d_out, float* d_in, Index n) noexcept;
   /// Of a depthwise convolution of one image: adds the gradient by the weights and, unless null, that by the input.
