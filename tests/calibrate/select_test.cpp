@@ -39,6 +39,32 @@ TEST(Select, LeavesOutWhatDoesNotPay) {
   EXPECT_EQ(chosen.tried.size(), 5U);
 }
 
+TEST(Select, DifferencesWithinChanceAreNone) {
+  std::vector<double> a(1000), b(1000), noise(1000);
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    a[i] = i % 10 == 0 ? 5 : 0.1;
+    b[i] = a[i] + 0.01;
+    noise[i] = a[i] + (i % 2 == 0 ? 0.5 : -0.49);  // 0.005 more on average, with a standard error of 0.016
+  }
+  EXPECT_TRUE(detail::surely_less(a, b));
+  EXPECT_FALSE(detail::surely_less(b, a));
+  EXPECT_FALSE(detail::surely_less(a, noise));
+  EXPECT_FALSE(detail::surely_less(a, a));
+  EXPECT_TRUE(detail::surely_less(a, a, true));
+  EXPECT_FALSE(detail::surely_less(noise, a, true));
+}
+
+// One exit has nothing to look back at: of kinds that say the same, the first stays.
+TEST(Select, AnotherConfidenceMustBeBetter) {
+  const ExitScores one = keep_exits(made_up(3000, 6), std::vector<Index>{0});
+  SelectionTarget target;
+  target.epsilon = 0.03;
+  const PolicyKind kinds[] = {PolicyKind::max_probability, PolicyKind::ensemble};
+  EXPECT_EQ(choose_policy(one, target, kinds).kind, PolicyKind::max_probability);
+  const PolicyKind turned[] = {PolicyKind::ensemble, PolicyKind::max_probability};
+  EXPECT_EQ(choose_policy(one, target, turned).kind, PolicyKind::ensemble);
+}
+
 // A cheap head for the easiest samples, and a dear one behind it at the same place for others.
 TEST(Select, TwoHeadsShareAPlaceWhereBothPay) {
   ExitScores s = made_up(3000, 2);

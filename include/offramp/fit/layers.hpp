@@ -133,18 +133,18 @@ class Norm {
       }
     }
     for (float& v : inverse_) v = 1.0f / std::sqrt(v + epsilon);
-    kernels_.batch_norm(kernel(), in, out, rows, c_);
+    kernels_.batch_norm(columns(), in, out, rows, c_);
   }
 
   /// The gradient by what the last `forward` was given, in the place of that by what it gave.
   void backward(const float* in, float* d, Index rows) {
     std::vector<float> sum(mean.size()), dot(mean.size());
-    kernels_.batch_norm_sums(kernel(), in, d, rows, c_, sum.data(), dot.data());
+    kernels_.batch_norm_sums(columns(), in, d, rows, c_, sum.data(), dot.data());
     for (std::size_t i = 0; i < sum.size(); ++i) {
       shift.gradient[i] += sum[i];
       scale.gradient[i] += dot[i];
     }
-    kernels_.batch_norm_gradient(kernel(), in, d, rows, c_, sum.data(), dot.data());
+    kernels_.batch_norm_gradient(columns(), in, d, rows, c_, sum.data(), dot.data());
   }
 
   /// More channels, handed on as they are until training moves them.
@@ -167,7 +167,7 @@ class Norm {
   std::vector<float> mean, variance;
 
  private:
-  kernel::BatchNorm kernel() const noexcept {
+  kernel::BatchNorm columns() const noexcept {
     return {centre_.data(), inverse_.data(), scale.value.data(), shift.value.data(), relu_};
   }
 
