@@ -18,9 +18,9 @@ inline WeightRate weight_rate() noexcept {
   return detail::is_zen5() ? WeightRate{10, 8} : WeightRate{8, 5};
 }
 
-/// Cycles that one core waits for so many bytes of weights: nothing where they stay in L2 between two calls.
+/// Cycles in which so many bytes of weights come to one core.
 inline double cycles_to_bring(double bytes) noexcept {
-  return bytes < 300e3 ? 0.0 : bytes / (bytes < 8e6 ? weight_rate().near : weight_rate().far);
+  return bytes / (bytes < 8e6 ? weight_rate().near : weight_rate().far);
 }
 
 /// The same for weights that this call has already read.
@@ -28,10 +28,12 @@ inline double cycles_to_repeat(double bytes) noexcept {
   return bytes / (bytes < 1e6 ? 40 : weight_rate().near);
 }
 
-/// Cycles of work that takes `cycles` with all weights at hand: where these are few enough for L2, the kernels ask for
-/// them early and they come beside half of it (measured: 36 products of 64 x 64 with 4 to 24 rows, of 96 x 96 with 16).
+/// Cycles of work that takes `cycles` with all weights at hand. Where these are few enough for L2, the kernels ask for
+/// them early and they come beside half of it, few of them beside all (measured: 36 products of 64 x 64 with 4 to 24
+/// rows, of 96 x 96 with 16; of 32 x 32 with 16, of 32 x 48 with 4).
 inline double cycles_with_weights(double cycles, double bytes) noexcept {
-  const double wait = cycles_to_bring(bytes) - (bytes < 1.5e6 ? cycles / 2 : 0);
+  const double beside = bytes < 300e3 ? cycles : bytes < 1.5e6 ? cycles / 2 : 0;
+  const double wait = cycles_to_bring(bytes) - beside;
   return cycles + (wait > 0 ? wait : 0);
 }
 
