@@ -70,7 +70,8 @@ TEST(Winograd, EqualsSevenLoops) {
           std::vector<float> out(static_cast<std::size_t>(outputs), NAN), y;
           const auto scratch = allocate_aligned(plan.scratch_bytes(c.batch, threaded ? 3 : 1));
           plan.forward(in.data(), b.data(), extra.data(), out.data(), c.batch, tail, scratch.get(),
-                       kernel::kernels_for(isa), threaded ? ExecutorRef(pool) : ExecutorRef());
+                       kernel::kernels_for(isa), threaded ? ExecutorRef(pool) : ExecutorRef(),
+                       threaded ? NextWeights{std::as_bytes(std::span(w)), true} : NextWeights{});
           for (Index i = 0; i < c.batch; ++i) {
             std::vector<float> image(static_cast<std::size_t>(outputs / c.batch));
             kernel::transpose(out.data() + i * outputs / c.batch, c.out_h() * c.out_w(), c.out, image.data());
@@ -211,12 +212,17 @@ TEST(Winograd, LargeTilesAreChosenWhereTheyFit) {
   }
 }
 
-// Few pixels and many channels: nine weights of a filter come sooner than 36.
+// Few pixels and many channels: nine weights of a filter come sooner than 36, but for those that come beside the work.
 TEST(Winograd, KeepsPlainWeightsWhereTilesAreFew) {
-  for (const auto& [side, is_plain] : {std::pair<Index, bool>{8, true}, {12, false}}) {
+  struct Case {
+    Index side, in, out;
+    bool is_plain;
+  };
+  for (const auto& [side, in, out, is_plain] :
+       {Case{8, 64, 64, true}, {12, 64, 64, false}, {8, 32, 48, true}, {7, 32, 48, true}, {16, 32, 32, false}}) {
     test::Builder b;
     b.g.opset = 13;
-    const ValueId x = b.input("input", {dynamic, 64, side, side}), w = b.constant({64, 64, 3, 3}, 1);
+    const ValueId x = b.input("input", {dynamic, in, side, side}), w = b.constant({out, in, 3, 3}, 1);
     b.output(b.node("Conv", {x, w}, {{"pads", std::vector<Index>{1, 1, 1, 1}}}), "output");
     ModelOptions options;
     for (const Isa isa : available_isas()) {
@@ -226,7 +232,7 @@ TEST(Winograd, KeepsPlainWeightsWhereTilesAreFew) {
       EXPECT_EQ(std::any_of(layers.begin(), layers.end(),
                             [](const LayerInfo& l) { return l.algorithm.ends_with("of plain weights"); }),
                 is_plain && kernel::kernels_for(isa).winograd_products)
-          << side;
+          << side << ' ' << in;
     }
   }
 }

@@ -103,6 +103,7 @@ class Tensor {
   Index count() const noexcept { return shape_.count(); }
   std::size_t bytes() const noexcept { return static_cast<std::size_t>(count()) * size_of(type_); }
   const void* data() const noexcept { return data_.get(); }
+  std::span<const std::byte> raw() const noexcept { return {data_.get(), bytes()}; }
   void* mutable_data() noexcept { return data_.get(); }
   bool empty() const noexcept { return data_ == nullptr; }
 

@@ -56,9 +56,10 @@ struct LayerInfo {
   std::string name, op, algorithm;
   Shape output;  ///< for one sample, channels second
   Index parameters = 0;
-  Cost cost;        ///< of one sample
-  Index bytes = 0;  ///< that one sample reads and writes: inputs, outputs, constants; none where nothing moves
-  Index exit = 0;   ///< its stage, or the exit whose head it belongs to
+  Cost cost;               ///< of one sample
+  Index bytes = 0;         ///< that one sample reads and writes: inputs, outputs, constants; none where nothing moves
+  Index weight_bytes = 0;  ///< of these, the constants
+  Index exit = 0;          ///< its stage, or the exit whose head it belongs to
   bool is_head = false;
 };
 

@@ -50,9 +50,10 @@ struct Model::Data {
     std::vector<ValueId> in, out;
     Index exit = 0;
     bool is_head = false, is_view = false, for_last = true;
-    bool apart = false;          // computes each sample from that sample alone
-    Index weight_bytes = 0;      // of the constants that it reads
-    std::size_t first_view = 0;  // of its operands in a state
+    bool apart = false;               // computes each sample from that sample alone
+    Index weight_bytes = 0;           // of the constants that it reads
+    std::array<NextWeights, 2> next;  // with exits; for the last one alone
+    std::size_t first_view = 0;       // of its operands in a state
     // `is_full`: for the last exit alone.
     bool runs(bool is_full) const noexcept { return !is_view && (!is_full || for_last); }
   };
@@ -130,6 +131,7 @@ struct Model::Data {
   static std::vector<TensorView> views_of(std::span<const ValueId> values, const Inference& shapes);
   static void arrange(Data& d);
   static void pack(Data& d, const Inference& two, const Inference& three, const GraphContext& context);
+  static void look_ahead(Data& d);
   static void add_costs(Data& d);
   static void assign_storage(Data& d);
   static void cut_blocks(Data& d);

@@ -241,6 +241,7 @@ OFFRAMP_SEPARABLE void Model::Data::plan(Data& d) {
   arrange(d);
   assign_storage(d);
   pack(d, a, b, context);
+  look_ahead(d);
   add_costs(d);
   cut_blocks(d);
   const Memory memory = plan_memory(d, 1);
@@ -410,12 +411,41 @@ OFFRAMP_SEPARABLE void Model::Data::pack(Data& d, const Inference& two, const In
       const std::vector<TensorView> in3 = views_of(node.inputs, three), out3 = views_of(node.outputs, three);
       const auto of_one = [&](Index at_two, Index at_three) { return d.single ? at_two : 2 * at_two - at_three; };
       layer.bytes = of_one(moved(in) + moved(out), moved(in3) + moved(out3));
+      layer.weight_bytes = s.weight_bytes;
       layer.cost.executed = of_one(s.op->executed(in, out), s.op->executed(in3, out3));
     }
     for (std::size_t k = 0; k < node.inputs.size() && !d.has_graph; ++k) {
       if (node.inputs[k] == no_value || !s.op->has_packed(k)) continue;
       const auto v = static_cast<std::size_t>(node.inputs[k]);
       if (--readers[v] == 0) let_go(v);
+    }
+  }
+}
+
+// Tells each step which weights are read next: as much of them as comes beside a small convolution.
+OFFRAMP_SEPARABLE void Model::Data::look_ahead(Data& d) {
+  constexpr std::size_t least = 1 << 10, most = 32 << 10;
+  constexpr Index flops_per_byte = 8;  // less work than this waits for its weights (see `modelled_prices`)
+  const auto weights_of = [&](const Step& s) {
+    std::span<const std::byte> weights = s.op->packed();
+    if (weights.empty()) {
+      for (const ValueId v : s.in) {
+        if (v == no_value || !d.values[static_cast<std::size_t>(v)].constant) continue;
+        const ValueInfo& info = d.values[static_cast<std::size_t>(v)];
+        const auto bytes = static_cast<std::size_t>(info.bytes(1));
+        if (bytes > weights.size()) weights = {static_cast<const std::byte*>(info.constant), bytes};
+      }
+    }
+    return weights.first(std::min(most, weights.size()));
+  };
+  for (const bool is_full : {false, true}) {
+    NextWeights next;
+    for (std::size_t i = d.steps.size(); i-- > 0;) {
+      Step& s = d.steps[i];
+      if (!s.runs(is_full)) continue;
+      s.next[is_full ? 1 : 0] = next;
+      if (const auto own = weights_of(s); own.size() >= least)
+        next = {own, d.layers[i].cost.executed < flops_per_byte * d.layers[i].weight_bytes};
     }
   }
 }

@@ -162,7 +162,8 @@ OFFRAMP_SEPARABLE bool Model::Data::run_block(const Data& d, State& s, std::size
       const Step& step = d.steps[i];
       if (!step.runs(is_full)) continue;
       const std::span<const TensorView> all(views + step.first_view, step.in.size() + step.out.size());
-      const OperationRun run{all.first(step.in.size()), all.subspan(step.in.size()), scratch, kernels, executor};
+      const OperationRun run{all.first(step.in.size()), all.subspan(step.in.size()), scratch, kernels, executor,
+                             step.next[is_full ? 1 : 0]};
       ok = watch(i, LayerRun{*step.op, run}) && ok;
     }
   }

@@ -98,6 +98,8 @@ struct BlockedGemm {
   const float* b = nullptr;  ///< packed: block of 16 columns after block, each [k][16]
   float* c = nullptr;
   Index c_block = 0;
+  const std::byte* ahead = nullptr;  ///< null, or what will be read next: asked for, a part with each plane
+  Index ahead_bytes = 0;
 };
 
 /// Depthwise convolution, channels last, one image. The multiplier is 1.
@@ -145,7 +147,8 @@ struct WinogradProducts {
   const float* weights = nullptr;  ///< blocks of 16 output channels, each [k][3][3][16]
   float* c = nullptr;
   Index c_plane = 0, c_block = 0;
-  Index blocks = 0;  ///< of output channels
+  Index blocks = 0;              ///< of output channels
+  const float* ahead = nullptr;  ///< null, or what will be read next: asked for with the last of the weights
 };
 
 /// Maximum or average pooling, channels last, one image.

@@ -144,13 +144,17 @@ class ConvPlan {
     return {};
   }
 
-  /// `in`, `residual` (or null) and `out` are [batch][spatial...][channels].
+  std::span<const std::byte> packed() const noexcept {
+    return kind_ == Kind::winograd ? winograd_.packed() : weights_.raw();
+  }
+
+  /// `in`, `residual` (or null) and `out` are [batch][spatial...][channels]; `next` as in `OperationRun`.
   void forward(const float* in, const float* residual, float* out, Index batch, std::byte* scratch,
-               const kernel::Kernels& kernels, ExecutorRef executor = {}) const noexcept {
+               const kernel::Kernels& kernels, ExecutorRef executor = {}, const NextWeights& next = {}) const noexcept {
     if (kind_ == Kind::depthwise) return depthwise(in, residual, out, batch, kernels, executor);
     if (kind_ == Kind::winograd) {
       const float* bias = has_bias_ ? bias_.view().f32() : nullptr;
-      return winograd_.forward(in, bias, residual, out, batch, tail_, scratch, kernels, executor);
+      return winograd_.forward(in, bias, residual, out, batch, tail_, scratch, kernels, executor, next);
     }
     if (kind_ == Kind::bf16) return bf16(in, residual, out, batch, scratch, kernels, executor);
     const Index pixels = w_.out_count(), out_group = out_channels_ / group_;
@@ -408,6 +412,7 @@ class ConvOperation final : public Operation {
     return i == 1 || i == 2 ? InputUse::parameter : InputUse::data;
   }
   bool has_packed(std::size_t i) const noexcept override { return i == 1; }
+  std::span<const std::byte> packed() const noexcept override { return plan_.packed(); }
   void infer(std::span<const TensorView> in, std::span<TensorView> out) const override {
     const TensorView &x = float_input(in, 0), &w = float_input(in, 1);
     require_rank(x, 3, 5, "input");
@@ -455,7 +460,8 @@ class ConvOperation final : public Operation {
     const TensorView* r = optional_input(run.in, 3);
     const Index batch = x.shape[0];
     if (channels_last_) {
-      plan_.forward(x.f32(), r ? r->f32() : nullptr, y.as<float>(), batch, run.scratch, run.kernels, run.executor);
+      plan_.forward(x.f32(), r ? r->f32() : nullptr, y.as<float>(), batch, run.scratch, run.kernels, run.executor,
+                    run.next);
       return true;
     }
     auto* own = run.scratch;

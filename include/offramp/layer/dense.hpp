@@ -39,6 +39,7 @@ class DensePlan {
   bool empty() const noexcept { return n_ == 0; }
   Index inputs() const noexcept { return k_; }
   Index outputs() const noexcept { return n_; }
+  std::span<const std::byte> packed() const noexcept { return weights_.raw(); }
 
   static Cost cost(Index m, Index n, Index k, bool bias, bool residual, const FusedTail& tail) noexcept {
     const Index macs = m * n * k;
@@ -114,6 +115,7 @@ class GemmOperation final : public Operation {
         tail_(node) {}
 
   bool has_packed(std::size_t i) const noexcept override { return i == 1 && !plan_.empty(); }
+  std::span<const std::byte> packed() const noexcept override { return plan_.packed(); }
   void infer(std::span<const TensorView> in, std::span<TensorView> out) const override {
     const TensorView &a = float_input(in, 0), &b = float_input(in, 1);
     require_rank(a, 2, 2, "A");
@@ -233,6 +235,7 @@ class MatMulOperation final : public Operation {
 
   InputUse use(std::size_t i) const noexcept override { return i == 2 ? InputUse::parameter : InputUse::data; }
   bool has_packed(std::size_t i) const noexcept override { return i == 1 && !plan_.empty(); }
+  std::span<const std::byte> packed() const noexcept override { return plan_.packed(); }
   void infer(std::span<const TensorView> in, std::span<TensorView> out) const override {
     const TensorView &a = float_input(in, 0), &b = float_input(in, 1);
     OFFRAMP_REQUIRE(a.shape.rank() > 0 && b.shape.rank() > 0, "operands must have axes");

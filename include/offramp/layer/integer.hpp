@@ -257,6 +257,7 @@ class IntegerWeights {
     std::memcpy(scale_.mutable_data(), scale, static_cast<std::size_t>(n) * sizeof(float));
   }
   const std::int8_t* packed() const noexcept { return static_cast<const std::int8_t*>(packed_.data()); }
+  std::span<const std::byte> raw() const noexcept { return packed_.raw(); }
   const std::int32_t* bias() const noexcept { return static_cast<const std::int32_t*>(bias_.data()); }
   const float* scale() const noexcept { return static_cast<const float*>(scale_.data()); }
 
@@ -280,6 +281,9 @@ class IntegerConvOperation final : public Operation {
     return i >= 1 && i <= 3 ? InputUse::parameter : InputUse::data;
   }
   bool has_packed(std::size_t i) const noexcept override { return i == 1; }
+  std::span<const std::byte> packed() const noexcept override {
+    return weights_.empty() ? std::span<const std::byte>() : weights_.front().raw();
+  }
   void infer(std::span<const TensorView> in, std::span<TensorView> out) const override {
     const TensorView &x = required_input(in, 0), &w = required_input(in, 1), &scale = float_input(in, 3);
     OFFRAMP_REQUIRE(is_byte(x.type) && w.type == DType::i8, "expected bytes");
@@ -499,6 +503,7 @@ class IntegerDenseOperation final : public Operation {
     return i >= 1 && i <= 3 ? InputUse::parameter : InputUse::data;
   }
   bool has_packed(std::size_t i) const noexcept override { return i == 1; }
+  std::span<const std::byte> packed() const noexcept override { return weights_.raw(); }
   void infer(std::span<const TensorView> in, std::span<TensorView> out) const override {
     const TensorView &x = required_input(in, 0), &w = required_input(in, 1), &scale = float_input(in, 3);
     OFFRAMP_REQUIRE(is_byte(x.type) && w.type == DType::i8, "expected bytes");

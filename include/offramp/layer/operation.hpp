@@ -40,6 +40,13 @@ struct PrepareOptions {
   const ConvMethod* conv_method = nullptr;
 };
 
+/// Weights that will be read next. A network whose weights fill L2 reads them from L3 each time; what computes has time
+/// to ask for them.
+struct NextWeights {
+  std::span<const std::byte> bytes;
+  bool are_waited_for = false;  ///< by a step with too little work to bring them beside it
+};
+
 /// What a running operation is given. Outputs have the shapes that `infer` found; absent inputs have type `none`.
 struct OperationRun {
   std::span<const TensorView> in;
@@ -47,6 +54,7 @@ struct OperationRun {
   std::byte* scratch = nullptr;  ///< `scratch_bytes` bytes, aligned
   const kernel::Kernels& kernels;
   ExecutorRef executor{};
+  NextWeights next{};
 };
 
 /// One operator with its attributes read and its weights packed. After `prepare` it is immutable and shared by
@@ -69,6 +77,9 @@ class Operation {
 
   /// True where `prepare` copied input `i` in an order of its own, so that `forward` does not read its elements.
   virtual bool has_packed(std::size_t /*input*/) const noexcept { return false; }
+
+  /// Those copies: where `forward` reads its weights. Empty where it reads the inputs themselves.
+  virtual std::span<const std::byte> packed() const noexcept { return {}; }
 
   /// Nominal MACs and FLOPs for these shapes; needs no `prepare`.
   virtual Cost cost(std::span<const TensorView> /*in*/, std::span<const TensorView> /*out*/) const noexcept {

@@ -85,6 +85,7 @@ class WinogradPlan {
            (job_.method.plain_weights ? " of plain weights" : "");
   }
   Index tiles() const noexcept { return t_.tiles_down() * t_.tiles_across(); }
+  std::span<const std::byte> packed() const noexcept { return weights_.raw(); }
 
   /// FLOPs of products and transformations, without bias and tail.
   Index executed(Index batch) const noexcept {
@@ -106,10 +107,10 @@ class WinogradPlan {
     return static_cast<std::size_t>(threads * slot(std::min(most_tiles(job_), all))) * sizeof(float);
   }
 
-  /// All [batch][h][w][channels]; `bias` and `residual` may be null.
+  /// All [batch][h][w][channels]; `bias` and `residual` may be null; `next` as in `OperationRun`.
   void forward(const float* in, const float* bias, const float* residual, float* out, Index batch,
-               const FusedTail& tail, std::byte* scratch, const kernel::Kernels& kernels,
-               ExecutorRef executor) const noexcept {
+               const FusedTail& tail, std::byte* scratch, const kernel::Kernels& kernels, ExecutorRef executor,
+               const NextWeights& next = {}) const noexcept {
     kernel::Winograd output = t_;
     output.bias = bias, output.residual = residual;
     output.activation = tail.activation, output.alpha = tail.alpha, output.beta = tail.beta;
@@ -122,8 +123,10 @@ class WinogradPlan {
                           own = kernel::part_of(panels, 1, shared.of_channels, i % shared.of_channels);
       const Index block = block_of(tiles.last - tiles.first, job_);
       float* memory = reinterpret_cast<float*>(scratch) + i * own_memory;
-      for (Index first = tiles.first; first < tiles.last; first += block)
-        run_block(in, out, output, {first, std::min(first + block, tiles.last)}, own, memory, kernels);
+      for (Index first = tiles.first; first < tiles.last; first += block) {
+        const Index last = std::min(first + block, tiles.last);
+        run_block(in, out, output, {first, last}, own, memory, kernels, last == tiles.last ? next : NextWeights());
+      }
     });
   }
 
@@ -218,7 +221,7 @@ class WinogradPlan {
 
   // The outputs of these tiles in these blocks of 16 channels.
   void run_block(const float* in, float* out, kernel::Winograd output, kernel::Range tiles, kernel::Range panels,
-                 float* left, const kernel::Kernels& kernels) const noexcept {
+                 float* left, const kernel::Kernels& kernels, const NextWeights& next) const noexcept {
     kernel::Winograd input = t_;
     const Index count = tiles.last - tiles.first, channel = panels.first * kernel::column_block;
     input.first = output.first = tiles.first;
@@ -240,11 +243,13 @@ class WinogradPlan {
       g.weights = weights_.view().f32() + channel * 9 * job_.in_channels;
       g.c = products, g.c_plane = output.plane, g.c_block = output.block;
       g.blocks = panels.last - panels.first;
+      g.ahead = reinterpret_cast<const float*>(next.bytes.data());
       kernels.winograd_products(g);
     } else if (job_.method.halves) {
       multiply<kernel::Bf16BlockedGemm>(input, output, half, products, channel, kernels.bf16->blocked_gemm);
     } else {
-      multiply<kernel::BlockedGemm>(input, output, left, products, channel, kernels.blocked_gemm);
+      multiply<kernel::BlockedGemm>(input, output, left, products, channel, kernels.blocked_gemm,
+                                    next.are_waited_for ? next.bytes : std::span<const std::byte>());
     }
     kernels.winograd_output(output, products, out + channel);
   }
@@ -252,9 +257,10 @@ class WinogradPlan {
   // The products of all points, of tiles in the planes of `in` to those of `out`, whose channels begin at `channel`.
   template <class Product, class T>
   void multiply(const kernel::Winograd& in, const kernel::Winograd& out, const T* tiles, float* products, Index channel,
-                void (*run)(const Product&) noexcept) const noexcept {
+                void (*run)(const Product&) noexcept, std::span<const std::byte> ahead = {}) const noexcept {
     constexpr Index together = sizeof(float) / sizeof(T);
     Product g;
+    if constexpr (requires { g.ahead; }) g.ahead = ahead.data(), g.ahead_bytes = static_cast<Index>(ahead.size());
     g.planes = t_.points(), g.a_plane = in.plane, g.b_plane = packed_, g.c_plane = out.plane;
     g.m = in.count, g.n = out.channels, g.k = job_.in_channels;
     g.a_block = in.block, g.c_block = out.block;

@@ -1,0 +1,44 @@
+#include "offramp/calibrate/prices.hpp"
+
+#include <gtest/gtest.h>
+
+#include "support/graphs.hpp"
+
+namespace offramp {
+namespace {
+
+// A convolution with work for its weights to come beside, and behind it a head that is mostly weights.
+Graph convolution_and_head(Index channels) {
+  test::Builder b;
+  b.g.opset = 13;
+  const ValueId x = b.input("input", {dynamic, 16, 16, 16});
+  const ValueId y =
+      b.node("Conv", {x, b.constant({channels, 16, 3, 3}, 1)}, {{"pads", std::vector<Index>{1, 1, 1, 1}}});
+  for (const char* name : {"exit_0", "logits"}) {
+    const ValueId pooled = b.node("Flatten", {b.node("GlobalAveragePool", {y})});
+    b.output(b.node("Gemm", {pooled, b.constant({10, channels}, 2)}, {{"transB", Index{1}}}), name);
+  }
+  return b.g;
+}
+
+TEST(Prices, CountWeightsThatNoWorkHides) {
+  const Model m(convolution_and_head(512));
+  const ExitPrices p = modelled_prices(m);
+  double stage = 0, head = 0;
+  for (const LayerInfo& l : m.layers()) {
+    if (l.exit != 0) continue;
+    const auto executed = static_cast<double>(l.cost.executed), bytes = static_cast<double>(l.bytes);
+    if (l.op == "Gemm") {
+      EXPECT_EQ(l.weight_bytes, 10 * 512 * 4);
+      EXPECT_LT(executed, 6.0 * 10 * 512 * 4);
+      head += 6.0 * 10 * 512 * 4 + 2 * bytes;
+    } else {
+      (l.is_head ? head : stage) += executed + 2 * bytes;
+    }
+  }
+  EXPECT_DOUBLE_EQ(p.stages[0], stage);
+  EXPECT_DOUBLE_EQ(p.heads[0], head);
+}
+
+}  // namespace
+}  // namespace offramp
