@@ -71,7 +71,7 @@ TEST(Winograd, EqualsSevenLoops) {
           const auto scratch = allocate_aligned(plan.scratch_bytes(c.batch, threaded ? 3 : 1));
           plan.forward(in.data(), b.data(), extra.data(), out.data(), c.batch, tail, scratch.get(),
                        kernel::kernels_for(isa), threaded ? ExecutorRef(pool) : ExecutorRef(),
-                       threaded ? NextWeights{std::as_bytes(std::span(w)), true} : NextWeights{});
+                       threaded ? std::as_bytes(std::span(w)) : std::span<const std::byte>());
           for (Index i = 0; i < c.batch; ++i) {
             std::vector<float> image(static_cast<std::size_t>(outputs / c.batch));
             kernel::transpose(out.data() + i * outputs / c.batch, c.out_h() * c.out_w(), c.out, image.data());

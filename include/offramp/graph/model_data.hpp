@@ -50,10 +50,10 @@ struct Model::Data {
     std::vector<ValueId> in, out;
     Index exit = 0;
     bool is_head = false, is_view = false, for_last = true;
-    bool apart = false;               // computes each sample from that sample alone
-    Index weight_bytes = 0;           // of the constants that it reads
-    std::array<NextWeights, 2> next;  // with exits; for the last one alone
-    std::size_t first_view = 0;       // of its operands in a state
+    bool apart = false;                              // computes each sample from that sample alone
+    Index weight_bytes = 0;                          // of the constants that it reads
+    std::array<std::span<const std::byte>, 2> next;  // OperationRun's, with exits and for the last one alone
+    std::size_t first_view = 0;                      // of its operands in a state
     // `is_full`: for the last exit alone.
     bool runs(bool is_full) const noexcept { return !is_view && (!is_full || for_last); }
   };

@@ -422,30 +422,32 @@ OFFRAMP_SEPARABLE void Model::Data::pack(Data& d, const Inference& two, const In
   }
 }
 
-// Tells each step which weights are read next: as much of them as comes beside a small convolution.
+// Tells each step which weights the next one that reads any would wait for: as much of them as comes beside a small
+// convolution.
 OFFRAMP_SEPARABLE void Model::Data::look_ahead(Data& d) {
   constexpr std::size_t least = 1 << 10, most = 32 << 10;
-  constexpr Index flops_per_byte = 8;  // less work than this waits for its weights (see `modelled_prices`)
+  constexpr Index flops_per_byte = 8;  // less work than this waits (see `modelled_prices`)
   const auto weights_of = [&](const Step& s) {
     std::span<const std::byte> weights = s.op->packed();
-    if (weights.empty()) {
-      for (const ValueId v : s.in) {
-        if (v == no_value || !d.values[static_cast<std::size_t>(v)].constant) continue;
-        const ValueInfo& info = d.values[static_cast<std::size_t>(v)];
-        const auto bytes = static_cast<std::size_t>(info.bytes(1));
-        if (bytes > weights.size()) weights = {static_cast<const std::byte*>(info.constant), bytes};
-      }
+    if (!weights.empty()) return weights;
+    for (const ValueId v : s.in) {
+      if (v == no_value || !d.values[static_cast<std::size_t>(v)].constant) continue;
+      const ValueInfo& info = d.values[static_cast<std::size_t>(v)];
+      const auto bytes = static_cast<std::size_t>(info.bytes(1));
+      if (bytes > weights.size()) weights = {static_cast<const std::byte*>(info.constant), bytes};
     }
-    return weights.first(std::min(most, weights.size()));
+    return weights;
   };
   for (const bool is_full : {false, true}) {
-    NextWeights next;
+    std::span<const std::byte> next;
     for (std::size_t i = d.steps.size(); i-- > 0;) {
       Step& s = d.steps[i];
       if (!s.runs(is_full)) continue;
       s.next[is_full ? 1 : 0] = next;
-      if (const auto own = weights_of(s); own.size() >= least)
-        next = {own, d.layers[i].cost.executed < flops_per_byte * d.layers[i].weight_bytes};
+      const std::span<const std::byte> own = weights_of(s);
+      if (own.size() < least) continue;
+      const bool waits = d.layers[i].cost.executed < flops_per_byte * d.layers[i].weight_bytes;
+      next = waits ? own.first(std::min(most, own.size())) : std::span<const std::byte>();
     }
   }
 }

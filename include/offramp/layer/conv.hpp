@@ -150,12 +150,14 @@ class ConvPlan {
 
   /// `in`, `residual` (or null) and `out` are [batch][spatial...][channels]; `next` as in `OperationRun`.
   void forward(const float* in, const float* residual, float* out, Index batch, std::byte* scratch,
-               const kernel::Kernels& kernels, ExecutorRef executor = {}, const NextWeights& next = {}) const noexcept {
-    if (kind_ == Kind::depthwise) return depthwise(in, residual, out, batch, kernels, executor);
+               const kernel::Kernels& kernels, ExecutorRef executor = {},
+               std::span<const std::byte> next = {}) const noexcept {
     if (kind_ == Kind::winograd) {
       const float* bias = has_bias_ ? bias_.view().f32() : nullptr;
       return winograd_.forward(in, bias, residual, out, batch, tail_, scratch, kernels, executor, next);
     }
+    for (std::size_t i = 0; i < next.size(); i += 64) __builtin_prefetch(next.data() + i, 0, 2);
+    if (kind_ == Kind::depthwise) return depthwise(in, residual, out, batch, kernels, executor);
     if (kind_ == Kind::bf16) return bf16(in, residual, out, batch, scratch, kernels, executor);
     const Index pixels = w_.out_count(), out_group = out_channels_ / group_;
     kernel::Gemm g;

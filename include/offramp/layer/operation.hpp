@@ -40,13 +40,6 @@ struct PrepareOptions {
   const ConvMethod* conv_method = nullptr;
 };
 
-/// Weights that will be read next. A network whose weights fill L2 reads them from L3 each time; what computes has time
-/// to ask for them.
-struct NextWeights {
-  std::span<const std::byte> bytes;
-  bool are_waited_for = false;  ///< by a step with too little work to bring them beside it
-};
-
 /// What a running operation is given. Outputs have the shapes that `infer` found; absent inputs have type `none`.
 struct OperationRun {
   std::span<const TensorView> in;
@@ -54,7 +47,9 @@ struct OperationRun {
   std::byte* scratch = nullptr;  ///< `scratch_bytes` bytes, aligned
   const kernel::Kernels& kernels;
   ExecutorRef executor{};
-  NextWeights next{};
+  /// Weights that are read next, by a step with too little work to bring them beside it: a network whose weights fill
+  /// L2 reads them from L3 each time, and what computes has time to ask for them. Empty where nothing waits.
+  std::span<const std::byte> next{};
 };
 
 /// One operator with its attributes read and its weights packed. After `prepare` it is immutable and shared by

@@ -110,7 +110,7 @@ class WinogradPlan {
   /// All [batch][h][w][channels]; `bias` and `residual` may be null; `next` as in `OperationRun`.
   void forward(const float* in, const float* bias, const float* residual, float* out, Index batch,
                const FusedTail& tail, std::byte* scratch, const kernel::Kernels& kernels, ExecutorRef executor,
-               const NextWeights& next = {}) const noexcept {
+               std::span<const std::byte> next = {}) const noexcept {
     kernel::Winograd output = t_;
     output.bias = bias, output.residual = residual;
     output.activation = tail.activation, output.alpha = tail.alpha, output.beta = tail.beta;
@@ -125,7 +125,8 @@ class WinogradPlan {
       float* memory = reinterpret_cast<float*>(scratch) + i * own_memory;
       for (Index first = tiles.first; first < tiles.last; first += block) {
         const Index last = std::min(first + block, tiles.last);
-        run_block(in, out, output, {first, last}, own, memory, kernels, last == tiles.last ? next : NextWeights());
+        run_block(in, out, output, {first, last}, own, memory, kernels,
+                  last == tiles.last ? next : std::span<const std::byte>());
       }
     });
   }
@@ -221,7 +222,7 @@ class WinogradPlan {
 
   // The outputs of these tiles in these blocks of 16 channels.
   void run_block(const float* in, float* out, kernel::Winograd output, kernel::Range tiles, kernel::Range panels,
-                 float* left, const kernel::Kernels& kernels, const NextWeights& next) const noexcept {
+                 float* left, const kernel::Kernels& kernels, std::span<const std::byte> next) const noexcept {
     kernel::Winograd input = t_;
     const Index count = tiles.last - tiles.first, channel = panels.first * kernel::column_block;
     input.first = output.first = tiles.first;
@@ -243,13 +244,12 @@ class WinogradPlan {
       g.weights = weights_.view().f32() + channel * 9 * job_.in_channels;
       g.c = products, g.c_plane = output.plane, g.c_block = output.block;
       g.blocks = panels.last - panels.first;
-      g.ahead = reinterpret_cast<const float*>(next.bytes.data());
+      g.ahead = reinterpret_cast<const float*>(next.data());
       kernels.winograd_products(g);
     } else if (job_.method.halves) {
       multiply<kernel::Bf16BlockedGemm>(input, output, half, products, channel, kernels.bf16->blocked_gemm);
     } else {
-      multiply<kernel::BlockedGemm>(input, output, left, products, channel, kernels.blocked_gemm,
-                                    next.are_waited_for ? next.bytes : std::span<const std::byte>());
+      multiply<kernel::BlockedGemm>(input, output, left, products, channel, kernels.blocked_gemm, next);
     }
     kernels.winograd_output(output, products, out + channel);
   }
@@ -257,10 +257,10 @@ class WinogradPlan {
   // The products of all points, of tiles in the planes of `in` to those of `out`, whose channels begin at `channel`.
   template <class Product, class T>
   void multiply(const kernel::Winograd& in, const kernel::Winograd& out, const T* tiles, float* products, Index channel,
-                void (*run)(const Product&) noexcept, std::span<const std::byte> ahead = {}) const noexcept {
+                void (*run)(const Product&) noexcept, std::span<const std::byte> next = {}) const noexcept {
     constexpr Index together = sizeof(float) / sizeof(T);
     Product g;
-    if constexpr (requires { g.ahead; }) g.ahead = ahead.data(), g.ahead_bytes = static_cast<Index>(ahead.size());
+    if constexpr (requires { g.ahead; }) g.ahead = next.data(), g.ahead_bytes = static_cast<Index>(next.size());
     g.planes = t_.points(), g.a_plane = in.plane, g.b_plane = packed_, g.c_plane = out.plane;
     g.m = in.count, g.n = out.channels, g.k = job_.in_channels;
     g.a_block = in.block, g.c_block = out.block;
