@@ -2,7 +2,7 @@
 
 #include <gtest/gtest.h>
 
-#include "support/graphs.hpp"
+#include "graphs.hpp"
 
 namespace offramp {
 namespace {
