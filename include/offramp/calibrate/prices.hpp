@@ -53,8 +53,9 @@ inline ExitPrices measured_prices(const Model& model, std::span<const float> sam
 /// Time as a sum: executed FLOPs, and those that a core could do while the bytes of a layer move between caches and
 /// registers. Two FLOPs a byte is what a Zen 4 core shows: stages and heads of four networks within 11 % (standard
 /// deviation), where executed FLOPs alone are off by 34 %, as small heads are mostly bytes. Operations on bytes count
-/// as many fewer as the CPU does at once. Weights come from L3, beside the work where there is enough of it: six more
-/// FLOPs a byte of those else, measured on a Xeon at heads that pool a map and multiply it by 26 KB.
+/// as many fewer as the CPU does at once. Weights come from L3 beside the work; where that is less than six FLOPs for
+/// each of their bytes, it is they that take the time (measured on a Xeon at heads that pool a map and multiply it by
+/// 26 KB).
 inline ExitPrices modelled_prices(const Model& model) {
   constexpr double flops_per_byte = 2, flops_per_byte_from_far = 6;
   const auto exits = static_cast<std::size_t>(model.exit_count());
