@@ -50,6 +50,13 @@
 #define OFFRAMP_SEPARATE_COMPILATION 0
 #endif
 
+// What runs once for each model: small code before fast code.
+#if defined(__GNUC__)
+#define OFFRAMP_COLD __attribute__((cold))
+#else
+#define OFFRAMP_COLD
+#endif
+
 // In front of the functions that this is about, and whether this translation unit has their definitions.
 #if OFFRAMP_SEPARATE_COMPILATION
 #define OFFRAMP_SEPARABLE

@@ -24,9 +24,11 @@
 
 namespace offramp {
 
-OFFRAMP_SEPARABLE Model::Model(Graph graph, const ModelOptions& options) : d_(Data::build(std::move(graph), options)) {}
+OFFRAMP_SEPARABLE OFFRAMP_COLD Model::Model(Graph graph, const ModelOptions& options)
+    : d_(Data::build(std::move(graph), options)) {}
 
-OFFRAMP_SEPARABLE std::shared_ptr<const Model::Data> Model::Data::build(Graph graph, const ModelOptions& options) {
+OFFRAMP_SEPARABLE OFFRAMP_COLD std::shared_ptr<const Model::Data> Model::Data::build(Graph graph,
+                                                                                     const ModelOptions& options) {
   auto d = std::make_shared<Data>();
   d->options = options;
   d->source = std::move(graph);
@@ -62,8 +64,8 @@ OFFRAMP_SEPARABLE std::shared_ptr<const Model::Data> Model::Data::build(Graph gr
   return d;
 }
 
-OFFRAMP_SEPARABLE std::vector<TensorView> Model::Data::views_of(std::span<const ValueId> values,
-                                                                const Inference& shapes) {
+OFFRAMP_SEPARABLE OFFRAMP_COLD std::vector<TensorView> Model::Data::views_of(std::span<const ValueId> values,
+                                                                             const Inference& shapes) {
   std::vector<TensorView> views;
   for (const ValueId v : values)
     views.push_back(v == no_value ? TensorView{} : shapes.views[static_cast<std::size_t>(v)]);
@@ -71,8 +73,8 @@ OFFRAMP_SEPARABLE std::vector<TensorView> Model::Data::views_of(std::span<const 
 }
 
 // The passes, from the graph as the file states it to the one that runs.
-OFFRAMP_SEPARABLE void Model::Data::rewrite(Data& d, const Inference& two, const Inference& three,
-                                            const GraphContext& context) {
+OFFRAMP_SEPARABLE OFFRAMP_COLD void Model::Data::rewrite(Data& d, const Inference& two, const Inference& three,
+                                                         const GraphContext& context) {
   d.prepared = d.source;
   Graph& g = d.prepared;
   for (std::size_t i = 0; i < g.nodes.size(); ++i) g.nodes[i].origins = {static_cast<int>(i)};
@@ -103,7 +105,7 @@ OFFRAMP_SEPARABLE void Model::Data::rewrite(Data& d, const Inference& two, const
   g.sort();
 }
 
-OFFRAMP_SEPARABLE void Model::Data::plan(Data& d) {
+OFFRAMP_SEPARABLE OFFRAMP_COLD void Model::Data::plan(Data& d) {
   const kernel::Kernels& kernels = kernel::kernels_for(d.options.isa);
   const Index threads = d.threads();
   const bool shares = !d.single && d.options.batch >= threads;  // samples, as blocks do
@@ -252,7 +254,7 @@ OFFRAMP_SEPARABLE void Model::Data::plan(Data& d) {
 }
 
 // Finds the exits, cuts the steps into stages and heads, and puts them in that order.
-OFFRAMP_SEPARABLE void Model::Data::arrange(Data& d) {
+OFFRAMP_SEPARABLE OFFRAMP_COLD void Model::Data::arrange(Data& d) {
   const std::size_t count = d.steps.size();
   std::vector<int> producer(d.values.size(), -1);
   for (std::size_t i = 0; i < count; ++i) {
@@ -365,8 +367,8 @@ OFFRAMP_SEPARABLE void Model::Data::arrange(Data& d) {
 }
 
 // Packs the weights of each step, from here on for good: where the graph is not kept, weights go as they are packed.
-OFFRAMP_SEPARABLE void Model::Data::pack(Data& d, const Inference& two, const Inference& three,
-                                         const GraphContext& context) {
+OFFRAMP_SEPARABLE OFFRAMP_COLD void Model::Data::pack(Data& d, const Inference& two, const Inference& three,
+                                                      const GraphContext& context) {
   Graph& g = d.prepared;
   std::vector<Index> readers(g.values.size(), 0);
   for (const ValueId v : g.outputs) ++readers[static_cast<std::size_t>(v)];
@@ -424,7 +426,7 @@ OFFRAMP_SEPARABLE void Model::Data::pack(Data& d, const Inference& two, const In
 
 // Tells each step which weights the next one that reads any would wait for: as much of them as comes beside a small
 // convolution.
-OFFRAMP_SEPARABLE void Model::Data::look_ahead(Data& d) {
+OFFRAMP_SEPARABLE OFFRAMP_COLD void Model::Data::look_ahead(Data& d) {
   constexpr std::size_t least = 1 << 10, most = 32 << 10;
   constexpr Index flops_per_byte = 8;  // less work than this waits (see `modelled_prices`)
   const auto weights_of = [&](const Step& s) {
@@ -452,7 +454,7 @@ OFFRAMP_SEPARABLE void Model::Data::look_ahead(Data& d) {
   }
 }
 
-OFFRAMP_SEPARABLE void Model::Data::add_costs(Data& d) {
+OFFRAMP_SEPARABLE OFFRAMP_COLD void Model::Data::add_costs(Data& d) {
   for (std::size_t i = 0; i < d.steps.size(); ++i) {
     d.total += d.layers[i].cost;
     if (d.steps[i].for_last) d.full += d.layers[i].cost;
@@ -468,7 +470,7 @@ OFFRAMP_SEPARABLE void Model::Data::add_costs(Data& d) {
 }
 
 // Steps that only computed shapes are not needed once those are known.
-OFFRAMP_SEPARABLE void Model::Data::drop_unread(Data& d) {
+OFFRAMP_SEPARABLE OFFRAMP_COLD void Model::Data::drop_unread(Data& d) {
   std::vector<bool> read(d.values.size(), false);
   for (const ValueId v : d.prepared.outputs) read[static_cast<std::size_t>(v)] = true;
   for (std::size_t i = d.steps.size(); i-- > 0;) {
@@ -507,7 +509,7 @@ OFFRAMP_SEPARABLE bool Model::Data::is_rows(const Data& d, ValueId v) noexcept {
 }
 
 // Views share their input's memory, elementwise work its own where nothing else needs it; everything else has its own.
-OFFRAMP_SEPARABLE void Model::Data::assign_storage(Data& d) {
+OFFRAMP_SEPARABLE OFFRAMP_COLD void Model::Data::assign_storage(Data& d) {
   const std::size_t end = d.steps.size();
   std::vector<std::size_t> last_use(d.values.size(), 0);
   std::vector<bool> is_output(d.values.size(), false);
@@ -581,7 +583,7 @@ OFFRAMP_SEPARABLE void Model::Data::assign_storage(Data& d) {
 // A new block begins where all that follows in the segment is a quarter as large or less, at both ends of a run of
 // steps whose values should stay in L2, and, where threads share samples, between steps that do more than to read their
 // weights and steps that do not.
-OFFRAMP_SEPARABLE void Model::Data::cut_blocks(Data& d) {
+OFFRAMP_SEPARABLE OFFRAMP_COLD void Model::Data::cut_blocks(Data& d) {
   std::vector<Index> bytes(d.steps.size(), 0);
   for (std::size_t i = 0; i < d.steps.size(); ++i) {
     for (const auto* values : {&d.steps[i].in, &d.steps[i].out}) {
@@ -659,7 +661,7 @@ OFFRAMP_SEPARABLE void Model::Data::cut_blocks(Data& d) {
 
 // Pieces of memory, each with the steps [first, last] through which it lives: the largest first, each at the lowest
 // place that is free while it lives. Returns the end of all.
-OFFRAMP_SEPARABLE Index Model::Data::place(std::span<const Piece> pieces, std::span<Index> offsets) {
+OFFRAMP_SEPARABLE OFFRAMP_COLD Index Model::Data::place(std::span<const Piece> pieces, std::span<Index> offsets) {
   std::vector<std::size_t> order(pieces.size());
   std::iota(order.begin(), order.end(), std::size_t{0});
   std::sort(order.begin(), order.end(), [&](std::size_t x, std::size_t y) {
@@ -686,7 +688,7 @@ OFFRAMP_SEPARABLE Index Model::Data::place(std::span<const Piece> pieces, std::s
   return total;
 }
 
-OFFRAMP_SEPARABLE Model::Memory Model::Data::plan_memory(const Data& d, Index n) {
+OFFRAMP_SEPARABLE OFFRAMP_COLD Model::Memory Model::Data::plan_memory(const Data& d, Index n) {
   Memory m;
   m.offsets.assign(d.storages.size(), 0);
   m.own.assign(d.blocks.size(), 0);

@@ -42,11 +42,12 @@ enum class Unary : std::uint8_t {
 /// Functions of two variables with a vector kernel.
 enum class Binary : std::uint8_t { add, sub, mul, div, max, min, prelu, count };
 
-/// What a kernel asks memory for while it works: `steps` rows of 16 floats of every block of B from `b` on, `rate` of
-/// them at every fourth k. The product sets it by itself.
+/// What a kernel asks memory for while it makes a strip of C: `steps` times a cache line for each of its blocks of
+/// columns, `rate` times at every fourth k. The product sets it by itself.
 struct Ahead {
-  const float* b = nullptr;
+  const float* at = nullptr;
   Index steps = 0, rate = 1;
+  Index step = 0, across = 0;  ///< floats from step to step, and from block to block
 };
 
 /// A matrix product C = act(A B + bias + residual). A is given by row addresses, `taps` runs of `run` elements each, so
