@@ -115,6 +115,14 @@ TEST_P(EveryIsa, DeepGemmEqualsEigen) {
 }
 
 // One and two rows against weights of more than an L2 take a way of their own.
+// Rows that L2 does not keep, and edges of more strips than a buffer holds.
+TEST_P(EveryIsa, TallGemmEqualsEigen) {
+  for (const Index n : {24, 70, 96}) {
+    for (const bool columns_outside : {false, true}) {
+      ASSERT_NO_FATAL_FAILURE(expect_gemm_equals_eigen(k, 1003, n, 150, columns_outside, static_cast<unsigned>(n)));
+    }
+  }
+}
 TEST_P(EveryIsa, ThinGemmEqualsEigen) {
   for (const Index m : {1, 2, 3}) {
     for (const auto& [n, depth] : {std::pair<Index, Index>{1001, 1050}, {70'001, 15}, {40, 26'300}}) {
