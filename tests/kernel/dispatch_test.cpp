@@ -114,7 +114,6 @@ TEST_P(EveryIsa, DeepGemmEqualsEigen) {
   }
 }
 
-// One and two rows against weights of more than an L2 take a way of their own.
 // Rows that L2 does not keep, and edges of more strips than a buffer holds.
 TEST_P(EveryIsa, TallGemmEqualsEigen) {
   for (const Index n : {24, 70, 96}) {
@@ -123,6 +122,7 @@ TEST_P(EveryIsa, TallGemmEqualsEigen) {
     }
   }
 }
+// One and two rows against weights of more than an L2 take a way of their own.
 TEST_P(EveryIsa, ThinGemmEqualsEigen) {
   for (const Index m : {1, 2, 3}) {
     for (const auto& [n, depth] : {std::pair<Index, Index>{1001, 1050}, {70'001, 15}, {40, 26'300}}) {
