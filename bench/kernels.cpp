@@ -1,5 +1,5 @@
-// The matrix kernel on the shapes that networks have, elementary functions, quantization and pooling, for each
-// instruction set; GFLOP/s in the column FLOPS, or elements a second in items_per_second.
+// The matrix kernel and depthwise convolutions on the shapes that networks have, elementary functions, quantization and
+// pooling, for each instruction set; GFLOP/s in the column FLOPS, or elements a second in items_per_second.
 #include <benchmark/benchmark.h>
 
 #include <array>
@@ -31,6 +31,27 @@ void gemm(benchmark::State& state, Isa isa) {
   }
   state.counters["FLOPS"] =
       benchmark::Counter(static_cast<double>(2 * m * n * depth), benchmark::Counter::kIsIterationInvariantRate);
+}
+
+// An image of `range(0)` squared with `range(1)` channels, windows of `range(2)` squared, `range(3)` apart, ReLU6.
+void depthwise(benchmark::State& state, Isa isa) {
+  kernel::Depthwise d;
+  d.in_h = d.in_w = state.range(0), d.channels = state.range(1), d.kernel_h = d.kernel_w = state.range(2);
+  d.stride_h = d.stride_w = state.range(3), d.pad_top = d.pad_left = d.kernel_h / 2;
+  d.out_h = d.out_w = (d.in_h - 1) / d.stride_h + 1;
+  const Index outputs = d.out_h * d.out_w * d.channels, taps = d.kernel_h * d.kernel_w;
+  const Tensor in(DType::f32, {d.in_h * d.in_w * d.channels}), weights(DType::f32, {taps * d.channels}),
+      bias(DType::f32, {d.channels});
+  Tensor out(DType::f32, {outputs});
+  d.in = in.view().f32(), d.weights = weights.view().f32(), d.bias = bias.view().f32();
+  d.out = static_cast<float*>(out.mutable_data());
+  d.activation = kernel::Unary::clip, d.beta = 6;
+  for (auto _ : state) {
+    kernel::kernels_for(isa).depthwise(d);
+    benchmark::ClobberMemory();
+  }
+  state.counters["FLOPS"] =
+      benchmark::Counter(static_cast<double>(2 * taps * outputs), benchmark::Counter::kIsIterationInvariantRate);
 }
 
 // f(kernels, in, out, count) on numbers from -6 to 6.
@@ -101,6 +122,23 @@ const bool registered = [] {
                                                                    {1, 512, 784},
                                                                    {32, 512, 784}}) {
       b->Args({m, n, k});
+    }
+    b = benchmark::RegisterBenchmark(("depthwise/" + std::string(name_of(isa))).c_str(),
+                                     [isa](benchmark::State& s) { depthwise(s, isa); });
+    for (const auto& [size, channels, window, stride] : std::vector<std::array<Index, 4>>{{112, 32, 3, 1},
+                                                                                          {112, 96, 3, 2},
+                                                                                          {56, 144, 3, 1},
+                                                                                          {28, 192, 3, 1},
+                                                                                          {28, 192, 3, 2},
+                                                                                          {14, 384, 3, 1},
+                                                                                          {14, 576, 3, 2},
+                                                                                          {7, 960, 3, 1},
+                                                                                          {56, 144, 5, 2},
+                                                                                          {28, 240, 5, 1},
+                                                                                          {14, 672, 5, 1},
+                                                                                          {14, 672, 5, 2},
+                                                                                          {7, 1152, 5, 1}}) {
+      b->Args({size, channels, window, stride});
     }
     const auto add = [isa](const char* name, auto&& run, const std::array<Index, 3>& sizes) {
       benchmark::RegisterBenchmark((std::string(name) + "/" + std::string(name_of(isa))).c_str(), run)

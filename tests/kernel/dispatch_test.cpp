@@ -256,6 +256,69 @@ TEST_P(EveryIsa, WindowsOfPixelsEqualPlainLoops) {
   }
 }
 
+// In double.
+double depthwise_sum(const Depthwise& d, Index y, Index x, Index channel) {
+  double sum = d.bias ? static_cast<double>(d.bias[channel]) : 0;
+  for (Index ky = 0; ky < d.kernel_h; ++ky) {
+    for (Index kx = 0; kx < d.kernel_w; ++kx) {
+      const Index in_y = (d.first_row + y) * d.stride_h - d.pad_top + ky * d.dilation_h,
+                  in_x = x * d.stride_w - d.pad_left + kx * d.dilation_w;
+      if (in_y < 0 || in_y >= d.in_h || in_x < 0 || in_x >= d.in_w) continue;
+      sum += static_cast<double>(d.in[(in_y * d.in_w + in_x) * d.channels + channel]) *
+             static_cast<double>(d.weights[(ky * d.kernel_w + kx) * d.channels + channel]);
+    }
+  }
+  return sum;
+}
+
+double activated(Unary f, double x) {
+  if (f == Unary::relu) return std::max(x, 0.0);
+  if (f == Unary::clip) return std::clamp(x, -0.25, 0.75);
+  if (f == Unary::silu) return x / (1 + std::exp(-x));
+  return f == Unary::tanh ? std::tanh(x) : x;
+}
+
+// Mostly the squares of 3 and 5 that have kernels of their own, also with more padding than those take, narrower than
+// their tiles and with fewer channels than a vector has; bands of rows, pointers that are aligned to nothing.
+TEST_P(EveryIsa, DepthwiseEqualsPlainLoops) {
+  std::mt19937 random(7);
+  const auto draw = [&](int low, int high) { return Index{std::uniform_int_distribution<int>(low, high)(random)}; };
+  static constexpr std::array activations{Unary::identity, Unary::relu, Unary::clip, Unary::silu, Unary::tanh};
+  for (int round = 0; round < 600; ++round) {
+    Depthwise d;
+    const bool is_square = round % 4 != 3;
+    d.kernel_h = is_square ? 3 + round % 2 * 2 : draw(1, 5), d.kernel_w = is_square ? d.kernel_h : draw(1, 5);
+    d.stride_h = is_square ? draw(1, 2) : draw(1, 3), d.stride_w = is_square ? d.stride_h : draw(1, 3);
+    d.dilation_h = is_square ? 1 : draw(1, 2), d.dilation_w = is_square ? 1 : draw(1, 2);
+    d.pad_top = draw(0, 3), d.pad_left = draw(0, round % 8 == 0 ? 4 : static_cast<int>(d.kernel_w) / 2);
+    d.channels = draw(1, 70), d.in_h = draw(1, 9), d.in_w = draw(1, 24);
+    // Up to a column more than the same padding on the right gives.
+    const Index reach = (d.kernel_w - 1) * d.dilation_w + 1, room = d.in_w + 2 * d.pad_left - reach;
+    d.out_h = draw(1, 8), d.out_w = (room > 0 ? room / d.stride_w : 0) + 1 + round % 2;
+    d.first_row = round % 3;
+    d.activation = activations[static_cast<std::size_t>(round) % activations.size()];
+    d.alpha = -0.25f, d.beta = 0.75f;
+    const auto seed = static_cast<unsigned>(round);
+    const auto in = test::random_floats(d.in_h * d.in_w * d.channels + 1, seed),
+               weights = test::random_floats(d.kernel_h * d.kernel_w * d.channels + 1, seed + 1),
+               bias = test::random_floats(d.channels + 1, seed + 2);
+    std::vector<float> out(static_cast<std::size_t>(d.out_h * d.out_w * d.channels) + 2, 7.0f);
+    d.in = in.data() + 1, d.weights = weights.data() + 1, d.bias = round % 7 == 0 ? nullptr : bias.data() + 1;
+    d.out = out.data() + 1;
+    k.depthwise(d);
+    for (Index y = 0; y < d.out_h; ++y) {
+      for (Index x = 0; x < d.out_w; ++x) {
+        for (Index c = 0; c < d.channels; ++c)
+          ASSERT_NEAR(static_cast<double>(d.out[(y * d.out_w + x) * d.channels + c]),
+                      activated(d.activation, depthwise_sum(d, y, x, c)), 1e-5)
+              << "round " << round << ", " << y << ' ' << x << ' ' << c;
+      }
+    }
+    ASSERT_EQ(out.front(), 7.0f) << round;
+    ASSERT_EQ(out.back(), 7.0f) << round;
+  }
+}
+
 TEST_P(EveryIsa, GemmWritesNothingOutside) {
   for (const Index n : {1, 5, 15, 17, 31}) {
     const Index m = 9, depth = 8, ldc = n + 3;
