@@ -593,13 +593,18 @@ OFFRAMP_SEPARABLE OFFRAMP_COLD void Model::Data::cut_blocks(Data& d) {
       }
     }
   }
-  // Samples that make up for reading a step's weights: four multiply-adds a float. None where there are few weights.
+  // Samples that make up for reading a step's weights: four multiply-adds a float, 24 where they are so many that they
+  // come from memory. None where there are few weights.
   std::vector<Index> least(d.steps.size(), 0);
   for (std::size_t i = 0; i < d.steps.size() && d.threads() > 1; ++i) {
     const Cost& cost = d.layers[i].cost;
     if (d.steps[i].weight_bytes <= few_weights || cost.macs == 0) continue;
-    const Index multiply_adds = std::max<Index>(1, cost.macs / (cost.integer > 0 ? 4 : 1));
-    least[i] = std::max<Index>(1, (d.steps[i].weight_bytes + multiply_adds / 2) / multiply_adds);
+    const auto packed = static_cast<Index>(d.steps[i].op->packed().size());
+    const Index read = std::max(packed, d.steps[i].weight_bytes);
+    const bool is_far = read > far_bytes;
+    const Index work = std::max<Index>(1, (is_far ? cost.executed / 2 : cost.macs) / (cost.integer > 0 ? 4 : 1)),
+                wanted = is_far ? 6 * read : d.steps[i].weight_bytes;
+    least[i] = std::max<Index>(1, (wanted + work / 2) / work);
   }
   // Where a value crosses that is not one row for each sample, a cut would keep both sides whole.
   std::vector<bool> mixed(d.steps.size() + 1, false);
