@@ -10,6 +10,7 @@
 #include "offramp/calibrate/records.hpp"
 #include "offramp/flops/objective.hpp"
 #include "offramp/graph/model.hpp"
+#include "offramp/kernel/cost.hpp"
 
 namespace offramp {
 
@@ -57,15 +58,14 @@ inline ExitPrices measured_prices(const Model& model, std::span<const float> sam
 /// each of their bytes, it is they that take the time (measured on a Xeon at heads that pool a map and multiply it by
 /// 26 KB).
 inline ExitPrices modelled_prices(const Model& model) {
-  constexpr double flops_per_byte = 2, flops_per_byte_from_far = 6;
   const auto exits = static_cast<std::size_t>(model.exit_count());
   ExitPrices p{std::vector<double>(exits, 0.0), std::vector<double>(exits, 0.0), 0};
   for (const LayerInfo& l : model.layers()) {
     const int side_by_side = l.cost.integer > 0 ? byte_multiply_adds(model.isa()) : 1;
     (l.is_head ? p.heads : p.stages)[static_cast<std::size_t>(l.exit)] +=
         std::max(static_cast<double>(l.cost.executed) / side_by_side,
-                 flops_per_byte_from_far * static_cast<double>(l.weight_bytes)) +
-        flops_per_byte * static_cast<double>(l.bytes);
+                 kernel::flops_per_weight_byte * static_cast<double>(l.weight_bytes)) +
+        kernel::flops_per_byte * static_cast<double>(l.bytes);
   }
   return p;
 }

@@ -51,7 +51,6 @@ struct Model::Data {
     Index exit = 0;
     bool is_head = false, is_view = false, for_last = true;
     bool apart = false;                              // computes each sample from that sample alone
-    Index weight_bytes = 0;                          // of the constants that it reads
     std::array<std::span<const std::byte>, 2> next;  // OperationRun's, with exits and for the last one alone
     std::size_t first_view = 0;                      // of its operands in a state
     // `is_full`: for the last exit alone.

@@ -20,6 +20,7 @@
 #include "offramp/graph/model_data.hpp"
 #include "offramp/graph/passes.hpp"
 #include "offramp/graph/samples.hpp"
+#include "offramp/kernel/cost.hpp"
 #include "offramp/kernel/dispatch.hpp"
 
 namespace offramp {
@@ -221,7 +222,7 @@ OFFRAMP_SEPARABLE OFFRAMP_COLD void Model::Data::plan(Data& d) {
     for (const ValueId v : nodes[i].inputs) {
       if (v == no_value || !g.is_constant(v)) continue;
       const Tensor& constant = g[v].constant;
-      s.weight_bytes += static_cast<Index>(constant.bytes());
+      if (!s.is_view) layer.weight_bytes += static_cast<Index>(constant.bytes());
       layer.parameters += is_float(constant.type()) ? constant.count() : 0;
     }
     if (!nodes[i].outputs.empty() && nodes[i].outputs[0] != no_value) {
@@ -413,7 +414,6 @@ OFFRAMP_SEPARABLE OFFRAMP_COLD void Model::Data::pack(Data& d, const Inference& 
       const std::vector<TensorView> in3 = views_of(node.inputs, three), out3 = views_of(node.outputs, three);
       const auto of_one = [&](Index at_two, Index at_three) { return d.single ? at_two : 2 * at_two - at_three; };
       layer.bytes = of_one(moved(in) + moved(out), moved(in3) + moved(out3));
-      layer.weight_bytes = s.weight_bytes;
       layer.cost.executed = of_one(s.op->executed(in, out), s.op->executed(in3, out3));
     }
     for (std::size_t k = 0; k < node.inputs.size() && !d.has_graph; ++k) {
@@ -428,7 +428,7 @@ OFFRAMP_SEPARABLE OFFRAMP_COLD void Model::Data::pack(Data& d, const Inference& 
 // convolution.
 OFFRAMP_SEPARABLE OFFRAMP_COLD void Model::Data::look_ahead(Data& d) {
   constexpr std::size_t least = 1 << 10, most = 32 << 10;
-  constexpr Index flops_per_byte = 8;  // less work than this waits (see `modelled_prices`)
+  constexpr Index least_work = kernel::flops_per_byte + kernel::flops_per_weight_byte;  // a byte; less waits
   const auto weights_of = [&](const Step& s) {
     std::span<const std::byte> weights = s.op->packed();
     if (!weights.empty()) return weights;
@@ -448,7 +448,7 @@ OFFRAMP_SEPARABLE OFFRAMP_COLD void Model::Data::look_ahead(Data& d) {
       s.next[is_full ? 1 : 0] = next;
       const std::span<const std::byte> own = weights_of(s);
       if (own.size() < least) continue;
-      const bool waits = d.layers[i].cost.executed < flops_per_byte * d.layers[i].weight_bytes;
+      const bool waits = d.layers[i].cost.executed < least_work * d.layers[i].weight_bytes;
       next = waits ? own.first(std::min(most, own.size())) : std::span<const std::byte>();
     }
   }
@@ -598,12 +598,13 @@ OFFRAMP_SEPARABLE OFFRAMP_COLD void Model::Data::cut_blocks(Data& d) {
   std::vector<Index> least(d.steps.size(), 0);
   for (std::size_t i = 0; i < d.steps.size() && d.threads() > 1; ++i) {
     const Cost& cost = d.layers[i].cost;
-    if (d.steps[i].weight_bytes <= few_weights || cost.macs == 0) continue;
+    const Index weights = d.layers[i].weight_bytes;
+    if (weights <= few_weights || cost.macs == 0) continue;
     const auto packed = static_cast<Index>(d.steps[i].op->packed().size());
-    const Index read = std::max(packed, d.steps[i].weight_bytes);
+    const Index read = std::max(packed, weights);
     const bool is_far = read > far_bytes;
     const Index work = std::max<Index>(1, (is_far ? cost.executed / 2 : cost.macs) / (cost.integer > 0 ? 4 : 1)),
-                wanted = is_far ? 6 * read : d.steps[i].weight_bytes;
+                wanted = is_far ? 6 * read : weights;
     least[i] = std::max<Index>(1, (wanted + work / 2) / work);
   }
   // Where a value crosses that is not one row for each sample, a cut would keep both sides whole.
@@ -623,8 +624,8 @@ OFFRAMP_SEPARABLE OFFRAMP_COLD void Model::Data::cut_blocks(Data& d) {
   for (const Segment& s : segments) {
     for (std::size_t i = s.begin; i < s.end;) {
       std::size_t end = i, products = 0;
-      for (; end < s.end && bytes[end] <= near_bytes / 2 && d.steps[end].weight_bytes <= few_weights; ++end)
-        products += d.steps[end].weight_bytes > 0 ? 1 : 0;
+      for (; end < s.end && bytes[end] <= near_bytes / 2 && d.layers[end].weight_bytes <= few_weights; ++end)
+        products += d.layers[end].weight_bytes > 0 ? 1 : 0;
       for (; products > 1 && i < end; ++i) light[i] = true;
       i = end + (end == i ? 1 : 0);
     }

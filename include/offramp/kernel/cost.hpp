@@ -18,6 +18,10 @@ inline WeightRate weight_rate() noexcept {
   return detail::is_zen5() ? WeightRate{10, 8} : WeightRate{8, 5};
 }
 
+/// FLOPs that a core could do while a byte moves between caches and registers, and while a byte of weights comes from
+/// L3.
+inline constexpr int flops_per_byte = 2, flops_per_weight_byte = 6;
+
 /// Cycles in which so many bytes of weights come to one core.
 inline double cycles_to_bring(double bytes) noexcept {
   return bytes / (bytes < 8e6 ? weight_rate().near : weight_rate().far);
