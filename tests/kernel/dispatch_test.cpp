@@ -122,6 +122,7 @@ TEST_P(EveryIsa, TallGemmEqualsEigen) {
     }
   }
 }
+
 // One and two rows against weights of more than an L2 take a way of their own.
 TEST_P(EveryIsa, ThinGemmEqualsEigen) {
   for (const Index m : {1, 2, 3}) {

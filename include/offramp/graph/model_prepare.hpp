@@ -222,7 +222,7 @@ OFFRAMP_SEPARABLE OFFRAMP_COLD void Model::Data::plan(Data& d) {
     for (const ValueId v : nodes[i].inputs) {
       if (v == no_value || !g.is_constant(v)) continue;
       const Tensor& constant = g[v].constant;
-      if (!s.is_view) layer.weight_bytes += static_cast<Index>(constant.bytes());
+      layer.weight_bytes += static_cast<Index>(constant.bytes());
       layer.parameters += is_float(constant.type()) ? constant.count() : 0;
     }
     if (!nodes[i].outputs.empty() && nodes[i].outputs[0] != no_value) {
@@ -405,7 +405,9 @@ OFFRAMP_SEPARABLE OFFRAMP_COLD void Model::Data::pack(Data& d, const Inference& 
     }
     if (!ran) at_node(node, [&] { s.op->prepare(in, how); });
     layer.algorithm = s.is_view ? "view" : s.op->algorithm();
-    if (!s.is_view) {
+    if (s.is_view) {  // as is known only now
+      layer.weight_bytes = 0;
+    } else {
       const auto moved = [](std::span<const TensorView> of) {
         Index bytes = 0;
         for (const TensorView& v : of) bytes += v.type == DType::none ? 0 : static_cast<Index>(v.bytes());
