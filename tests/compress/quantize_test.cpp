@@ -166,6 +166,154 @@ TEST(QuantizeHeads, PutsTheirConvolutionsInBytesAndLeavesTheBackbone) {
   }
 }
 
+// A product whose input is rounded by ramps, in ONNX's operators.
+struct RampedCase {
+  std::vector<Index> x{3, 16, 9, 9}, weights{24, 16, 3, 3}, strides{1, 1}, pads{1, 1, 1, 1}, dilations{1, 1};
+  float factor = 60, low = 0, high = 255, flat = 0.5f - 1.0f / 512, slope = 256;
+  const char *op = "Conv", *activation = "Relu";
+  Index group = 1;
+};
+Graph ramped(const RampedCase& c) {
+  test::Builder b;
+  b.g.opset = 13;
+  const auto number = [&](float v) { return b.constant(Tensor::of<float>({}, std::vector<float>{v})); };
+  std::vector<Index> sizes = c.x;
+  sizes[0] = dynamic;
+  const Shape weights = Shape(c.weights);
+  const auto x = b.input("input", sizes);
+  const auto bounded = b.node("Clip", {b.node("Mul", {x, number(c.factor)}), number(c.low), number(c.high)});
+  const auto whole = b.node("Round", {bounded}), rest = b.node("Sub", {bounded, whole});
+  const auto bent = b.node("Sub", {rest, b.node("Clip", {rest, number(-c.flat), number(c.flat)})});
+  const auto steps = b.node("Add", {whole, b.node("Mul", {bent, number(c.slope)})});
+  const bool conv = std::string_view(c.op) == "Conv";
+  const Index outs = conv ? c.weights[0] : c.weights[1];
+  std::vector<std::int8_t> bytes(static_cast<std::size_t>(weights.count()));
+  for (std::size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<std::int8_t>(i * 37 % 255 - 127);
+  std::vector<float> scale;
+  for (Index i = 0; i < outs; ++i) scale.push_back(1e-4f * static_cast<float>(i + 1));
+  const auto w = b.node("DequantizeLinear",
+                        {b.constant(Tensor::of<std::int8_t>(weights, bytes)),
+                         b.constant(Tensor::of<float>({outs}, scale)), b.constant(Tensor(DType::i8, {outs}))},
+                        {{"axis", Index{conv ? 0 : 1}}});
+  std::vector<Attribute> attributes;
+  if (conv) attributes = {{"strides", c.strides}, {"pads", c.pads}, {"dilations", c.dilations}, {"group", c.group}};
+  const auto y = b.node(c.op, {steps, w}, attributes);
+  b.output(*c.activation ? b.node(c.activation, {y}) : y, "output");
+  return b.g;
+}
+const RampedCase ramped_cases[] = {
+    {},
+    {.weights = {17, 16, 3, 3}, .strides = {2, 2}, .activation = ""},
+    {.x = {2, 5, 8, 11}, .weights = {40, 5, 5, 3}, .pads = {4, 0, 3, 2}, .dilations = {2, 1}},
+    {.x = {2, 70, 6, 6}, .weights = {33, 70, 3, 3}, .strides = {2, 1}},  // channels too many for rows
+    {.weights = {16, 16, 1, 1}, .pads = {0, 0, 0, 0}},
+    {.x = {2, 12, 40}, .weights = {20, 12, 4}, .strides = {3}, .pads = {2, 1}, .dilations = {1}},
+    {.x = {1, 3, 5, 6, 7},
+     .weights = {18, 3, 3, 2, 3},
+     .strides = {2, 1, 2},
+     .pads = {1, 0, 1, 1, 1, 1},
+     .dilations = {1, 1, 1}},
+    {.x = {5, 130}, .weights = {130, 35}, .op = "MatMul"},
+    {.x = {1, 64}, .weights = {64, 16}, .op = "Gemm", .activation = ""},
+};
+
+TEST(RampedProducts, AreBytesAndEqualTheirOperators) {
+  for (RampedCase c : ramped_cases) {
+    for (const auto& [low, flat] : {std::pair{0.0f, 0.5f - 1.0f / 512}, {-37.0f, 0.25f}, {-255.0f, 0.0f}}) {
+      c.low = low, c.high = low + 255, c.flat = flat, c.slope = 0.5f / (0.5f - flat);
+      const Graph g = ramped(c);
+      for (const Isa isa : available_isas()) {
+        ModelOptions options;
+        options.isa = isa;
+        const Model m(g, options);
+        EXPECT_EQ(count_of(m, "IntegerConv") + count_of(m, "IntegerDense"), 1) << c.op << Shape(c.weights).text();
+        for (const char* op : {"Mul", "Round", "Sub", "Clip", "Relu"}) EXPECT_EQ(count_of(m, op), 0) << op;
+        std::vector<Tensor> in{test::random_tensor(Shape(c.x), 5)};
+        auto* x = static_cast<float*>(in[0].mutable_data());
+        for (Index i = 0; i < in[0].count(); ++i) x[i] *= 5;  // past both ends of the bytes
+        x[0] = std::numeric_limits<float>::infinity();
+        const auto compare = [&]() -> Index {
+          const Tensor fast = m.run(in)[0], plain = m.run_graph(in)[0];
+          const auto a = fast.values<float>(), b = plain.values<float>();
+          float largest = 0;
+          for (const float v : b) largest = std::max(largest, std::isnan(v) ? 0 : std::fabs(v));
+          Index lost = 0;
+          for (std::size_t i = 0; i < b.size(); ++i) {
+            lost += std::isnan(a[i]);
+            if (std::isnan(b[i])) continue;  // in float a NaN may reach all of a tile
+            EXPECT_NEAR(a[i], b[i], 1e-5f * largest) << name_of(isa) << c.op << Shape(c.weights).text() << i;
+          }
+          return lost;
+        };
+        EXPECT_EQ(compare(), 0);
+        x[in[0].count() / in[0].shape()[0] - 1] = std::numeric_limits<float>::quiet_NaN();
+        EXPECT_GT(compare(), 0);
+      }
+    }
+  }
+}
+
+// What rounding by ramps is for: a small change before it stays one behind it, wherever the number lies.
+TEST(RampedProducts, SmallChangesStaySmall) {
+  RampedCase c;
+  const Model m(ramped(c));
+  std::vector<Tensor> in{test::random_tensor(Shape(c.x), 5)};
+  const std::vector<float> before(in[0].values<float>().begin(), in[0].values<float>().end());
+  const Tensor first = m.run(in)[0];
+  const float change = 1e-3f;  // of a step
+  auto* x = static_cast<float*>(in[0].mutable_data());
+  for (std::size_t i = 0; i < before.size(); ++i) x[i] = before[i] + (i % 2 ? change : -change) / c.factor;
+  const Tensor second = m.run(in)[0];
+  double most = 0, moved = 0;
+  for (Index i = 0; i < first.count(); ++i) {
+    moved += std::fabs(first.view().f32()[i] - second.view().f32()[i]) > 0;
+    most = std::max(
+        most, std::fabs(static_cast<double>(first.view().f32()[i]) - static_cast<double>(second.view().f32()[i])));
+  }
+  const double step = 127 * 1e-4 * 24;  // of the largest weight
+  EXPECT_GT(moved, 0);
+  EXPECT_LT(most, 0.5 * step) << "a whole step somewhere";
+}
+
+TEST(RampedProducts, WhatIsNearlyOneStaysAsItIs) {
+  std::vector<RampedCase> all(6);
+  all[0].slope = 255, all[1].high = 254, all[2].low = 1, all[2].high = 256, all[3].factor = -60, all[4].flat = 0.5f;
+  all[5].group = 2, all[5].weights = {24, 8, 3, 3};
+  for (const RampedCase& c : all) {
+    const Model m(ramped(c));
+    EXPECT_EQ(count_of(m, "IntegerConv"), 0);
+    EXPECT_LT(difference(m, Shape(c.x)), 1e-5);
+  }
+}
+
+TEST(QuantizeHeads, RoundsOncePerPath) {
+  test::Builder b;
+  b.g.opset = 13;
+  const std::vector<Index> pads{1, 1, 1, 1};
+  auto x = b.node("Relu", {b.node("Conv", {b.input("input", {dynamic, 3, 16, 16}), b.constant({16, 3, 3, 3}, 1)},
+                                  {{"pads", pads}})});
+  const auto pooled = [&](ValueId v, Index channels, unsigned seed) {
+    v = b.node("Flatten", {b.node("GlobalAveragePool", {v})}, {{"axis", Index{1}}});
+    return b.node("Gemm", {v, b.constant({channels, 4}, seed), b.constant({4}, seed + 1)});
+  };
+  auto h = b.node("Relu", {b.node("Conv", {x, b.constant({16, 16, 3, 3}, 2)}, {{"pads", pads}})});
+  h = b.node("Relu", {b.node("Conv", {h, b.constant({32, 16, 3, 3}, 3)}, {{"pads", pads}})});  // the largest
+  h = b.node("Relu", {b.node("Conv", {h, b.constant({16, 32, 3, 3}, 4)},
+                             {{"pads", pads}, {"strides", std::vector<Index>{2, 2}}})});
+  b.output(pooled(h, 16, 5), "exit_0");
+  for (unsigned i = 0; i < 6; ++i) x = b.node("Conv", {x, b.constant({16, 16, 3, 3}, 10 + i)}, {{"pads", pads}});
+  b.output(pooled(x, 16, 7), "logits");
+  const Model model(b.g);
+  const Graph bytes = quantize_heads(model, samples(32, 768, 3));
+  const Model q(bytes);
+  ASSERT_EQ(count_of(q, "IntegerConv"), 1);
+  for (const LayerInfo& l : q.layers()) {
+    if (l.op == "IntegerConv") {
+      EXPECT_EQ(l.output[1], 32);
+    }
+  }
+}
+
 TEST(QuantizeHeads, LeavesNetworksWithNothingToGainAsTheyAre) {
   const auto x = samples(16, 192, 3);
   const Model model(test::residual_network());  // its heads are a pooling and a small product

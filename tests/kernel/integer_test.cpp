@@ -272,6 +272,79 @@ TEST_P(EveryIntegerIsa, QuantizationDividesExactly) {
   }
 }
 
+TEST_P(EveryIntegerIsa, RampedQuantizationEqualsPlainLoops) {
+  std::mt19937 random(4);
+  for (const Index n : {1, 5, 15, 16, 31, 63, 64, 65, 129, 200}) {
+    for (const float ramp : {1.0f / 512, 0.25f, 0.5f}) {
+      for (const std::int32_t zero : {0, 12, 255}) {
+        const RampedRounding by{3.7f, zero, ramp};
+        std::vector<float> x(static_cast<std::size_t>(n + 1));
+        for (float& v : x) v = (static_cast<float>(random() % 40000) * 0.01f - 100.0f) / by.factor;
+        for (std::size_t i = 0; i < x.size(); i += 3)  // close to the middle between two bytes
+          x[i] =
+              (static_cast<float>(random() % 300) - 20.5f + (static_cast<float>(random() % 9) - 4) * 1e-3f) / by.factor;
+        if (n > 5) {
+          x[1] = std::numeric_limits<float>::infinity(), x[2] = -x[1];
+          x[4] = std::numeric_limits<float>::quiet_NaN();
+        }
+        std::vector<std::uint8_t> bytes(x.size(), 77);
+        std::vector<std::uint64_t> between(static_cast<std::size_t>((n + 63) / 64 + 1), 5);
+        k.quantize_ramped(x.data(), bytes.data(), n, by, between.data());
+        EXPECT_EQ(bytes.back(), 77);
+        EXPECT_EQ(between.back(), 5U);
+        for (Index i = 0; i < (n + 63) / 64 * 64; ++i) {
+          const bool found = between[static_cast<std::size_t>(i / 64)] >> (i % 64) & 1;
+          if (i >= n) {
+            EXPECT_FALSE(found);
+            continue;
+          }
+          const auto u = static_cast<std::size_t>(i);
+          if (std::isnan(x[u])) {
+            EXPECT_TRUE(found && std::isnan(by.rest(x[u])));
+            continue;
+          }
+          const float v = std::clamp(x[u] * by.factor, by.low(), by.high()), whole = std::nearbyint(v);
+          EXPECT_EQ(bytes[u], static_cast<int>(whole) + zero);
+          EXPECT_EQ(found, std::fabs(v - whole) > by.flat()) << v;
+          EXPECT_EQ(by.rest(x[u]) != 0, found) << v;
+          // Half a step more in the middle, and never further from the number than it is from its byte.
+          EXPECT_LE(std::fabs(by.rest(x[u])), 0.5f);
+          if (ramp == 0.5f) {
+            EXPECT_NEAR(whole + by.rest(x[u]), v, 1e-4f);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_P(EveryIntegerIsa, AddedRowsEqualPlainLoops) {
+  unsigned seed = 900;
+  for (const Index n : {1, 3, 4, 10, 16, 17, 31, 48, 63, 70}) {
+    for (const Index run : {1, 3, 4, 9}) {
+      const Index taps = 2, padded = (run + 3) / 4 * 4;
+      const auto b = random_bytes<std::int8_t>(taps * run * n, ++seed);
+      std::vector<std::int8_t> packed(static_cast<std::size_t>(integer_packed_size(taps, run, n)));
+      integer_pack(b.data(), taps, run, n, packed.data());
+      const auto scale = scales(n, ++seed);
+      for (Index t = 0; t < taps; ++t) {
+        for (Index i = 0; i < run; ++i) {
+          std::vector<float> out(static_cast<std::size_t>(n + 2), 1.5f);  // from an unaligned address on
+          k.add_row(packed.data(), taps * padded * 16, t * padded + i, 0.25f, scale.data(), out.data() + 1, n);
+          EXPECT_EQ(out.front(), 1.5f);
+          EXPECT_EQ(out.back(), 1.5f);
+          for (Index j = 0; j < n; ++j) {
+            const auto u = static_cast<std::size_t>(j);
+            EXPECT_FLOAT_EQ(
+                out[u + 1],
+                1.5f + 0.25f * scale[u] * static_cast<float>(b[static_cast<std::size_t>((t * run + i) * n + j)]));
+          }
+        }
+      }
+    }
+  }
+}
+
 TEST_P(EveryIntegerIsa, RowsEqualPlainLoops) {
   for (const Index n : {1, 5, 16, 31, 64, 100}) {
     std::vector<float> x(static_cast<std::size_t>(n));

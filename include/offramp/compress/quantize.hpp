@@ -95,11 +95,12 @@ class Quantizer {
   Quantizer(Graph g, ValueId answer, QuantizedPart part, std::span<const float> samples, const QuantizeOptions& o)
       : g_(std::move(g)), part_(part), samples_(samples), o_(o), shapes_(infer_batch(g_, o_.model, shapes_batch)) {
     in_part_ = g_.ancestors_of(answer);
-    if (part == QuantizedPart::heads) in_part_.flip();
+    if (part == QuantizedPart::heads) {
+      in_part_.flip();
+      keep_one_on_each_path();
+    }
     for (std::size_t i = 0; i < g_.nodes.size(); ++i) {
-      const Node& n = g_.nodes[i];
-      if (part == QuantizedPart::heads && !pays_alone(n)) in_part_[i] = false;
-      if (in_part_[i] && is_product(g_, n)) products_.push_back(n.name);
+      if (in_part_[i] && is_product(g_, g_.nodes[i])) products_.push_back(g_.nodes[i].name);
     }
   }
 
@@ -226,8 +227,31 @@ class Quantizer {
       add("DequantizeLinear", base + "_DequantizeLinear", {bytes, factor, zero}, real);
       twin[v] = real;
     };
+    // To steps, with ramps between them.
+    const auto quantize_ramped = [&](ValueId v) {
+      const passes::ByteScale s = scale.at(find(v));
+      const kernel::RampedRounding by{1 / s.scale, s.zero};
+      const std::string base = out[v].name;
+      const auto number = [&](const char* what, float x) {
+        return out.add_constant(base + what, Tensor::of<float>({}, std::vector<float>{x}));
+      };
+      const auto step = [&](const char* op, const char* what, std::vector<ValueId> in) {
+        const ValueId to = out.add_value(base + what);
+        add(op, base + what + "_" + op, std::move(in), to);
+        return to;
+      };
+      const ValueId steps = step("Mul", "_scaled", {v, number("_steps", by.factor)});
+      const ValueId inside = step("Clip", "_bounded", {steps, number("_low", by.low()), number("_high", by.high())});
+      const ValueId whole = step("Round", "_rounded", {inside});
+      const ValueId rest = step("Sub", "_rest", {inside, whole});
+      const ValueId flat = step("Clip", "_flat", {rest, number("_least", -by.flat()), number("_most", by.flat())});
+      const ValueId bent = step("Sub", "_bent", {rest, flat});
+      const ValueId line = step("Mul", "_ramp", {bent, number("_slope", 0.5f / by.ramp)});
+      twin[v] = step("Add", "_ramped", {whole, line});
+    };
+    const auto keep = [&](ValueId v) { part_ == QuantizedPart::heads ? quantize_ramped(v) : quantize(v); };
     for (const ValueId v : out.inputs) {
-      if (quantized_.contains(v)) quantize(v);
+      if (quantized_.contains(v)) keep(v);
     }
     for (std::size_t i = 0; i < g_.nodes.size(); ++i) {
       Node n = g_.nodes[i];
@@ -242,7 +266,7 @@ class Quantizer {
       }
       nodes.push_back(n);
       for (const ValueId v : n.outputs) {
-        if (v != no_value && quantized_.contains(v)) quantize(v);
+        if (v != no_value && quantized_.contains(v)) keep(v);
       }
     }
     out.nodes = std::move(nodes);
@@ -463,10 +487,12 @@ class Quantizer {
       nodes.push_back(d);
       return d.outputs[0];
     };
-    n.inputs[1] = dequantize("_weight", Tensor::of<std::int8_t>(w.shape(), bytes), scales, axis);
-    if (n.op == "MatMul") return;  // has no bias of its own; a drift of its mean stays
     std::vector<float> units;
     for (const float s : scales) units.push_back(x.scale * s);
+    // Heads read their input in steps, not in its own unit.
+    n.inputs[1] = dequantize("_weight", Tensor::of<std::int8_t>(w.shape(), bytes),
+                             part_ == QuantizedPart::heads ? units : scales, axis);
+    if (n.op == "MatMul") return;  // has no bias of its own; a drift of its mean stays
     n.inputs.resize(3, no_value);
     n.inputs[2] = dequantize("_bias", Tensor::of<std::int32_t>({channels}, biases), units, 0);
   }
@@ -538,14 +564,37 @@ class Quantizer {
   const Shape& shape(ValueId v) const { return shapes_.views[static_cast<std::size_t>(v)].shape; }
   DType type(ValueId v) const { return shapes_.views[static_cast<std::size_t>(v)].type; }
 
+  Index macs_of(const Node& n) const {
+    const Index outs = shape(n.outputs[0])[n.op == "Conv" ? 1 : shape(n.outputs[0]).rank() - 1];
+    return outs > 0 ? shape(n.outputs[0]).count() / outs * g_[n.inputs[1]].constant.count() : 0;
+  }
   // Whether a product that reads and writes floats is sooner done in bytes: many multiply-adds for each number that is
   // converted, and enough of them that one more layer is nothing.
   bool pays_alone(const Node& n) const {
-    if (!is_product(g_, n)) return false;
-    const Tensor& w = g_[n.inputs[1]].constant;
-    const Index outs = shape(n.outputs[0])[n.op == "Conv" ? 1 : shape(n.outputs[0]).rank() - 1];
-    const Index macs = outs > 0 ? shape(n.outputs[0]).count() / outs * w.count() : 0;
+    if (!is_product(g_, n) || n.integer("group", 1) != 1) return false;
+    const Index macs = macs_of(n);
     return macs >= 16 * shape(n.inputs[0]).count() && macs >= shapes_batch * 50'000;
+  }
+
+  // Of products that read one another only the largest: each rounding makes what differs before it some 16 times
+  // larger.
+  void keep_one_on_each_path() {
+    std::vector<std::size_t> paying;
+    for (std::size_t i = 0; i < g_.nodes.size(); ++i) {
+      if (in_part_[i] && pays_alone(g_.nodes[i])) paying.push_back(i);
+      in_part_[i] = false;
+    }
+    std::stable_sort(paying.begin(), paying.end(),
+                     [&](std::size_t a, std::size_t b) { return macs_of(g_.nodes[a]) > macs_of(g_.nodes[b]); });
+    std::vector<std::pair<std::size_t, std::vector<bool>>> kept;  // with what they read
+    for (const std::size_t i : paying) {
+      std::vector<bool> reads = g_.ancestors_of(g_.nodes[i].outputs[0]);
+      const bool alone =
+          std::none_of(kept.begin(), kept.end(), [&](const auto& k) { return reads[k.first] || k.second[i]; });
+      if (!alone) continue;
+      in_part_[i] = true;
+      kept.emplace_back(i, std::move(reads));
+    }
   }
 
   Graph g_;

@@ -29,6 +29,13 @@ struct ByteScale {
   float high() const noexcept { return static_cast<float>(range_of(type).second - zero); }
 };
 
+/// A tensor in float that is rounded to bytes by ramps, and how.
+struct RampedBytes {
+  ValueId x = no_value;
+  float factor = 1, ramp = 0.5f;
+  std::int32_t zero = 0;
+};
+
 /// Finds quantized patterns in a graph. The base of passes that rewrite them.
 class QuantizedPatterns {
  protected:
@@ -73,6 +80,32 @@ class QuantizedPatterns {
     const auto s = scale_of(dq->input(1), dq->input(2));
     if (!s || !is_byte(s->type)) return {};
     return std::pair{*s, dq->inputs[0]};
+  }
+
+  /// What `kernel::RampedRounding` says, written in ONNX's operators as `quantize_heads` does.
+  std::optional<RampedBytes> ramped_bytes_of(ValueId v) {
+    const auto producer = [&](const Node* n, std::size_t i, std::string_view op) -> const Node* {
+      const Node* p = n && n->input(i) != no_value ? m_.producer(n->input(i), op) : nullptr;
+      return p && p->domain.empty() ? p : nullptr;
+    };
+    const auto scalar = [&](const Node* n, std::size_t i) {
+      const auto s = n && n->input(i) != no_value ? m_.scalar(n->input(i)) : std::nullopt;
+      return s ? static_cast<float>(*s) : std::numeric_limits<float>::quiet_NaN();
+    };
+    const Node* sum = m_.producer(v, "Add");
+    const Node *round = producer(sum, 0, "Round"), *line = producer(sum, 1, "Mul"), *bent = producer(line, 0, "Sub");
+    const Node *rest = producer(bent, 0, "Sub"), *flat = producer(bent, 1, "Clip");
+    const Node *bounded = producer(round, 0, "Clip"), *scaled = producer(bounded, 0, "Mul");
+    if (!scaled || !rest || !flat || !sum->domain.empty() || g_.opset < 11) return {};
+    if (rest->input(0) != bounded->outputs[0] || rest->input(1) != round->outputs[0] ||
+        flat->input(0) != rest->outputs[0] || scaled->input(0) == no_value)
+      return {};
+    const float factor = scalar(scaled, 1), low = scalar(bounded, 1), most = scalar(flat, 2);
+    if (!(factor > 0 && std::isfinite(factor) && low <= 0 && low >= -255 && most >= 0 && most < 0.5f)) return {};
+    const RampedBytes r{scaled->inputs[0], factor, 0.5f - most, static_cast<std::int32_t>(-low)};
+    const bool fits = low == static_cast<float>(-r.zero) && scalar(bounded, 2) == low + 255 &&
+                      scalar(flat, 1) == -most && std::fabs(scalar(line, 1) * r.ramp - 0.5f) < 1e-6f;
+    return fits ? std::optional(r) : std::nullopt;
   }
 
   /// What a chain of activations allows, in real numbers.

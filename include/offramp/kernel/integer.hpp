@@ -2,6 +2,7 @@
 /// What the kernels on 8-bit integers take, and their table.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "offramp/core/shape.hpp"
@@ -60,12 +61,42 @@ struct IntegerDepthwise {
   std::uint8_t* out = nullptr;
 };
 
+/// Rounding to unsigned bytes without jumps. Close to the middle between two bytes a number is taken to lie between
+/// them, on a line that leads from one to the other: what differs in its last bits, as it does from one runtime to the
+/// next, differs by at most 1 / (2 ramp) as much behind it, where plain rounding makes a whole step of it.
+///   v = clamp(x * factor, low, high), d = v - round(v),
+///   y = round(v) + (d - clamp(d, ramp - 1 / 2, 1 / 2 - ramp)) / (2 ramp).
+struct RampedRounding {
+  float factor = 0;         ///< steps in a unit
+  std::int32_t zero = 0;    ///< byte that stands for 0; bounds are those of a byte
+  float ramp = 1.0f / 512;  ///< half of a line's width, in steps: above 0, at most 1 / 2
+
+  float low() const noexcept { return static_cast<float>(-zero); }
+  float high() const noexcept { return static_cast<float>(255 - zero); }
+  /// Largest |d| of a number that a byte holds as it is.
+  float flat() const noexcept { return 0.5f - ramp; }
+  /// What `y` is above round(v), for |v| < 2^22. A NaN stays one.
+  float rest(float x) const noexcept {
+    const float v = std::clamp(x * factor, low(), high());
+    const float d = v - ((v + 12582912.0f) - 12582912.0f);
+    return (d - std::clamp(d, -flat(), flat())) * (0.5f / ramp);
+  }
+};
+
 /// The kernels on bytes of one instruction set.
 struct IntegerKernels {
   void (*gemm)(const IntegerGemm&) noexcept;
   void (*depthwise)(const IntegerDepthwise&) noexcept;
   /// out[i] = clamp(round(in[i] / scale) + zero), to bytes, signed where `is_signed`.
   void (*quantize)(const float* in, void* out, Index n, float scale, std::int32_t zero, bool is_signed) noexcept;
+  /// out[i] = round(clamp(in[i] * factor, low, high)) + zero, and of each 64 numbers which of them are no bytes but lie
+  /// on a ramp, or are NaN.
+  void (*quantize_ramped)(const float* in, std::uint8_t* out, Index n, const RampedRounding& by,
+                          std::uint64_t* between) noexcept;
+  /// out[j] += rest * scale[j] * b[element][j] for n columns of a packed right side, whose blocks are `block` bytes
+  /// apart; `scale` is padded to 16.
+  void (*add_row)(const std::int8_t* b, Index block, Index element, float rest, const float* scale, float* out,
+                  Index n) noexcept;
   /// out[i] = (in[i] - zero) * scale.
   void (*dequantize)(const void* in, float* out, Index n, float scale, std::int32_t zero, bool is_signed) noexcept;
   /// out[i] = clamp(round((a[i] - a_zero) * a_scale + (b[i] - b_zero) * b_scale)): an addition; `output` has its

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -14,6 +15,7 @@
 #include "offramp/kernel/split.hpp"
 #include "offramp/layer/conv.hpp"
 #include "offramp/layer/quantize.hpp"
+#include "offramp/layer/ramped.hpp"
 
 namespace offramp {
 
@@ -267,7 +269,8 @@ class IntegerWeights {
 
 /// Convolution of bytes, channels last. Inputs: X (bytes), W (int8, [out][in / group][kernel...]), bias (int32 or
 /// absent), scale of a sum (float32, one a channel), residual (bytes or absent). Attributes: those of Conv, `x_zero`,
-/// and an IntegerTail's.
+/// and an IntegerTail's. Or X is float32 and rounded here, with a RampedInput's attributes: then the output is float32,
+/// too, and there is one group and no residual.
 class IntegerConvOperation final : public Operation {
  public:
   IntegerConvOperation(const Node& node, Index)
@@ -275,6 +278,7 @@ class IntegerConvOperation final : public Operation {
         group_(node.integer("group", 1)),
         channels_last_(node.integer("offramp.channels_last", 0) != 0),
         x_zero_(static_cast<std::int32_t>(node.integer("x_zero", 0))),
+        ramped_(node),
         tail_(node) {}
 
   InputUse use(std::size_t i) const noexcept override {
@@ -286,7 +290,9 @@ class IntegerConvOperation final : public Operation {
   }
   void infer(std::span<const TensorView> in, std::span<TensorView> out) const override {
     const TensorView &x = required_input(in, 0), &w = required_input(in, 1), &scale = float_input(in, 3);
-    OFFRAMP_REQUIRE(is_byte(x.type) && w.type == DType::i8, "expected bytes");
+    OFFRAMP_REQUIRE((ramped_ ? x.type == DType::f32 : is_byte(x.type)) && w.type == DType::i8, "expected bytes");
+    OFFRAMP_REQUIRE(!ramped_ || (group_ == 1 && tail_.type == DType::f32 && !optional_input(in, 4)),
+                    "an input in float takes one group, a float output and no residual");
     require_rank(x, 3, 5, "input");
     require_rank(w, x.shape.rank(), x.shape.rank(), "weights");
     const Index channels = channels_of(x.shape, channels_last_);
@@ -346,23 +352,28 @@ class IntegerConvOperation final : public Operation {
     }
     strided_ = rows_ && w_.kernel[0] == 1 && w_.out[2] >= 8 && !options.kernels.integer->reads_tiles;
     if (!pointwise_ && !depthwise_ && !strided_) offsets_ = w_.offsets(in_channels_, rows_);
+    if (ramped_) {
+      for (std::size_t a = 0; a < 3; ++a) readers_[a] = AxisReaders(w_, a);
+    }
   }
   Cost cost(std::span<const TensorView> in, std::span<const TensorView> out) const noexcept override {
     const Index macs = in[1].shape[0] > 0 ? out[0].count() * (in[1].count() / in[1].shape[0]) : 0;
-    return {macs, 2 * macs, 0};
+    return Cost{macs, 2 * macs, 0} + Cost::plain(ramped_ ? 2 * in[0].count() : 0);
   }
   Index executed(std::span<const TensorView> in, std::span<const TensorView> out) const noexcept override {
     const Index outputs = out[0].count();
     if (depthwise_) return outputs * 2 * ((w_.taps() + 3) / 4 * 4);
     const Index out_group = out_channels_ / group_;
     const Index sums = out_group > 0 ? outputs / out_group * ((out_group + 15) / 16 * 16) : 0;
-    return 2 * sums * taps_ * ((run_ + 3) / 4 * 4) + outputs * (optional_input(in, 4) ? 4 : 2);
+    return 2 * sums * taps_ * ((run_ + 3) / 4 * 4) + outputs * (optional_input(in, 4) ? 4 : 2) +
+           (ramped_ ? RampedInput::executed * in[0].count() : 0);
   }
   std::size_t scratch_bytes(std::span<const TensorView> in, std::span<const TensorView>,
                             Index) const noexcept override {
     const std::size_t padded =
         rows_ ? static_cast<std::size_t>((w_.padded_count() + 16 * w_.stride[2]) * in_channels_ + 128) : 0;
-    return (padded + 63) / 64 * 64 + (flips_ ? in[0].bytes() + 64 : 0);
+    const auto plain = static_cast<std::size_t>(ramped_ && !rows_ ? w_.in_count() * in_channels_ : 0);
+    return between_bytes() + (std::max(padded, plain) + 63) / 64 * 64 + (flips_ ? in[0].bytes() + 64 : 0);
   }
   std::string algorithm() const override {
     return depthwise_ ? "int8 depthwise" : pointwise_ ? "int8 gemm" : rows_ ? "int8 row gemm" : "int8 indirect gemm";
@@ -389,13 +400,23 @@ class IntegerConvOperation final : public Operation {
     g.output = tail_.q;
     g.output.ldr = out_channels_;
     g.output.residual_signed = r && r->type == DType::i8;
-    g.m = pointwise_ ? batch * pixels : pixels;
+    const bool joined = pointwise_ && !ramped_;  // samples are rows of one product
+    g.m = joined ? batch * pixels : pixels;
     g.columns_outside = g.m > 14 && kernel::integer_packed_size(taps_, run_, out_group) > 512 * 1024;
     if (!pointwise_ && !strided_) g.offsets = offsets_.data();
     g.reads_past = rows_;
-    for (Index image = 0; image < (pointwise_ ? 1 : batch); ++image) {
+    if (ramped_) g.output.low = -std::numeric_limits<float>::infinity(), g.output.high = -g.output.low;
+    for (Index image = 0; image < (joined ? 1 : batch); ++image) {
       const std::uint8_t* from = in + image * w_.in_count() * in_channels_;
-      if (rows_) from = padded(from, reinterpret_cast<std::uint8_t*>(scratch));
+      if (ramped_) {
+        from = rounded(x, image, scratch, *run.kernels.integer);
+      } else if (rows_) {
+        const std::uint8_t* plain = from;
+        const Index line = w_.in[2] * in_channels_;
+        from = padded(reinterpret_cast<std::uint8_t*>(scratch), [&](Index row, std::uint8_t* to) {
+          std::memcpy(to, plain + row * line, static_cast<std::size_t>(line));
+        });
+      }
       for (Index k = 0; k < group_; ++k) {
         const IntegerWeights& w = weights_[static_cast<std::size_t>(k)];
         const Index first = image * pixels * out_channels_ + k * out_group;
@@ -409,29 +430,74 @@ class IntegerConvOperation final : public Operation {
           kernel::integer_gemm(g, run.kernels, run.executor);
         }
       }
+      if (ramped_) add_between(run, image);
     }
     return true;
   }
 
  private:
-  // The image with its padding, of which only the border is filled.
-  const std::uint8_t* padded(const std::uint8_t* in, std::uint8_t* out) const noexcept {
+  // The image with its padding: copy(row, to) writes a row of pixels, the border is filled.
+  template <class Copy>
+  const std::uint8_t* padded(std::uint8_t* out, Copy&& copy) const noexcept {
     const std::array<Index, 3> size = w_.padded();
     const int zero = *fill_.view().as<const std::uint8_t>();
-    const auto own = static_cast<std::size_t>(w_.in[2] * in_channels_);
     std::uint8_t* filled = out;
     for (Index d = 0; d < w_.in[0]; ++d) {
       for (Index h = 0; h < w_.in[1]; ++h) {
         std::uint8_t* to =
             out + (((d + w_.begin[0]) * size[1] + h + w_.begin[1]) * size[2] + w_.begin[2]) * in_channels_;
         std::memset(filled, zero, static_cast<std::size_t>(to - filled));
-        std::memcpy(to, in, own);
-        filled = to + own;
-        in += own;
+        copy(d * w_.in[1] + h, to);
+        filled = to + w_.in[2] * in_channels_;
       }
     }
     std::memset(filled, zero, static_cast<std::size_t>(out + w_.padded_count() * in_channels_ - filled));
     return out;
+  }
+  // For a RampedInput: words for each row of pixels of an image, at the start of the scratch memory.
+  std::size_t between_bytes() const noexcept {
+    if (!ramped_) return 0;
+    const Index words = w_.in[0] * w_.in[1] * RampedInput::words(w_.in[2] * in_channels_);
+    return (static_cast<std::size_t>(words) * sizeof(std::uint64_t) + 63) / 64 * 64;
+  }
+  // An image as bytes, with its padding where rows of the window are runs.
+  const std::uint8_t* rounded(const TensorView& x, Index image, std::byte* scratch,
+                              const kernel::IntegerKernels& kernels) const noexcept {
+    auto* between = reinterpret_cast<std::uint64_t*>(scratch);
+    auto* bytes = reinterpret_cast<std::uint8_t*>(scratch + between_bytes());
+    const Index line = w_.in[2] * in_channels_, rows = w_.in[0] * w_.in[1];
+    const float* from = x.f32() + image * rows * line;
+    const auto copy = [&](Index row, std::uint8_t* to) {
+      ramped_.quantize(from + row * line, line, to, between + row * RampedInput::words(line), kernels);
+    };
+    if (rows_) return padded(bytes, copy);
+    for (Index row = 0; row < rows; ++row) copy(row, bytes + row * line);
+    return bytes;
+  }
+  // What numbers between two bytes add to the sums of the windows that hold them; then the bounds of the outputs.
+  void add_between(const OperationRun& run, Index image) const noexcept {
+    const auto* between = reinterpret_cast<const std::uint64_t*>(run.scratch);
+    const Index line = w_.in[2] * in_channels_, words = RampedInput::words(line);
+    const Index pixels = w_.out_count(), tap = (run_ + 3) / 4 * 4, block = taps_ * tap * 16;
+    const Index across = rows_ ? in_channels_ : tap, down = rows_ ? tap : w_.kernel[2] * tap;
+    const float* from = run.in[0].f32() + image * w_.in_count() * in_channels_;
+    float* to = run.out[0].as<float>() + image * pixels * out_channels_;
+    for (Index row = 0; row < w_.in[0] * w_.in[1]; ++row) {
+      const auto above = readers_[0].of(row / w_.in[1]), beside = readers_[1].of(row % w_.in[1]);
+      ramped_.each_between(from + row * line, line, between + row * words, [&](Index i, float rest) {
+        const Index pixel = i / in_channels_, channel = i % in_channels_;
+        for (const auto [kz, z] : above) {
+          for (const auto [ky, y] : beside) {
+            for (const auto [kx, x] : readers_[2].of(pixel)) {
+              const Index element = (kz * w_.kernel[1] + ky) * down + kx * across + channel;
+              run.kernels.integer->add_row(weights_[0].packed(), block, element, rest, weights_[0].scale(),
+                                           to + ((z * w_.out[1] + y) * w_.out[2] + x) * out_channels_, out_channels_);
+            }
+          }
+        }
+      });
+    }
+    run.kernels.unary(kernel::Unary::clip, to, to, pixels * out_channels_, tail_.q.low, tail_.q.high);
   }
   // A row of outputs after the other: their windows lie at equal steps in the padded image.
   void rows(kernel::IntegerGemm g, Index size, const OperationRun& run) const noexcept {
@@ -483,8 +549,10 @@ class IntegerConvOperation final : public Operation {
   Index group_;
   bool channels_last_;
   std::int32_t x_zero_;
+  RampedInput ramped_;
   IntegerTail tail_;
   Window w_;
+  std::array<AxisReaders, 3> readers_;  // for a RampedInput
   Index in_channels_ = 0, out_channels_ = 0, taps_ = 1, run_ = 0;
   bool depthwise_ = false, pointwise_ = false, rows_ = false, strided_ = false, flips_ = false;
   std::vector<IntegerWeights> weights_;  // of each group
@@ -493,11 +561,11 @@ class IntegerConvOperation final : public Operation {
 };
 
 /// A product of bytes by a constant matrix. Inputs: X [..., K] (bytes), W (int8, [K][N]), bias (int32 or absent), scale
-/// of a sum (float32, one a column), residual (bytes or absent).
+/// of a sum (float32, one a column), residual (bytes or absent). Or X is float32 as for `IntegerConvOperation`.
 class IntegerDenseOperation final : public Operation {
  public:
   IntegerDenseOperation(const Node& node, Index)
-      : x_zero_(static_cast<std::int32_t>(node.integer("x_zero", 0))), tail_(node) {}
+      : x_zero_(static_cast<std::int32_t>(node.integer("x_zero", 0))), ramped_(node), tail_(node) {}
 
   InputUse use(std::size_t i) const noexcept override {
     return i >= 1 && i <= 3 ? InputUse::parameter : InputUse::data;
@@ -506,7 +574,9 @@ class IntegerDenseOperation final : public Operation {
   std::span<const std::byte> packed() const noexcept override { return weights_.raw(); }
   void infer(std::span<const TensorView> in, std::span<TensorView> out) const override {
     const TensorView &x = required_input(in, 0), &w = required_input(in, 1), &scale = float_input(in, 3);
-    OFFRAMP_REQUIRE(is_byte(x.type) && w.type == DType::i8, "expected bytes");
+    OFFRAMP_REQUIRE((ramped_ ? x.type == DType::f32 : is_byte(x.type)) && w.type == DType::i8, "expected bytes");
+    OFFRAMP_REQUIRE(!ramped_ || (tail_.type == DType::f32 && !optional_input(in, 4)),
+                    "an input in float takes a float output and no residual");
     require_rank(w, 2, 2, "weights");
     OFFRAMP_REQUIRE(x.shape.rank() > 0 && x.shape[x.shape.rank() - 1] == w.shape[0],
                     "weights " + w.shape.text() + " do not fit input " + x.shape.text());
@@ -528,15 +598,18 @@ class IntegerDenseOperation final : public Operation {
                               b ? static_cast<const std::int32_t*>(b->data) : nullptr, in[3].f32(),
                               x_zero_ + (flips_ ? 128 : 0), 16);
   }
-  Cost cost(std::span<const TensorView>, std::span<const TensorView> out) const noexcept override {
-    return {out[0].count() * k_, 2 * out[0].count() * k_, 0};
+  Cost cost(std::span<const TensorView> in, std::span<const TensorView> out) const noexcept override {
+    const Index macs = out[0].count() * in[1].shape[0];
+    return Cost{macs, 2 * macs, 0} + Cost::plain(ramped_ ? 2 * in[0].count() : 0);
   }
-  Index executed(std::span<const TensorView>, std::span<const TensorView> out) const noexcept override {
+  Index executed(std::span<const TensorView> in, std::span<const TensorView> out) const noexcept override {
     const Index rows = n_ > 0 ? out[0].count() / n_ : 0;
-    return 2 * rows * ((n_ + 15) / 16 * 16) * ((k_ + 3) / 4 * 4) + 2 * out[0].count();
+    return 2 * rows * ((n_ + 15) / 16 * 16) * ((k_ + 3) / 4 * 4) + 2 * out[0].count() +
+           (ramped_ ? RampedInput::executed * in[0].count() : 0);
   }
   std::size_t scratch_bytes(std::span<const TensorView> in, std::span<const TensorView>,
                             Index) const noexcept override {
+    if (ramped_) return between_bytes(in[0]) + static_cast<std::size_t>(in[0].count());
     return flips_ ? in[0].bytes() : 0;
   }
   std::string algorithm() const override { return "int8 gemm"; }
@@ -548,6 +621,14 @@ class IntegerDenseOperation final : public Operation {
     kernel::IntegerGemm g;
     g.m = n_ > 0 ? y.count() / n_ : 0, g.n = n_, g.run = k_;
     g.a = x.as<const std::uint8_t>(), g.lda = k_;
+    auto* between = reinterpret_cast<std::uint64_t*>(run.scratch);
+    const Index words = RampedInput::words(k_);
+    if (ramped_) {
+      auto* bytes = reinterpret_cast<std::uint8_t*>(run.scratch + between_bytes(x));
+      for (Index i = 0; i < g.m; ++i)
+        ramped_.quantize(x.f32() + i * k_, k_, bytes + i * k_, between + i * words, *run.kernels.integer);
+      g.a = bytes;
+    }
     if (flips_) {
       detail::flip_signs(x, run.scratch);
       g.a = reinterpret_cast<const std::uint8_t*>(run.scratch);
@@ -559,12 +640,31 @@ class IntegerDenseOperation final : public Operation {
     g.output.residual_signed = r && r->type == DType::i8;
     g.c = y.data, g.ldc = n_;
     g.columns_outside = g.m > 14 && kernel::integer_packed_size(1, k_, n_) > 512 * 1024;
+    if (!ramped_) {
+      kernel::integer_gemm(g, run.kernels, run.executor);
+      return true;
+    }
+    g.output.low = -std::numeric_limits<float>::infinity(), g.output.high = -g.output.low;
     kernel::integer_gemm(g, run.kernels, run.executor);
+    for (Index i = 0; i < g.m; ++i) {
+      ramped_.each_between(x.f32() + i * k_, k_, between + i * words, [&](Index element, float rest) {
+        run.kernels.integer->add_row(weights_.packed(), (k_ + 3) / 4 * 64, element, rest, weights_.scale(),
+                                     y.as<float>() + i * n_, n_);
+      });
+    }
+    run.kernels.unary(kernel::Unary::clip, y.f32(), y.as<float>(), y.count(), tail_.q.low, tail_.q.high);
     return true;
   }
 
  private:
+  // For a RampedInput: words for each row, at the start of the scratch memory.
+  std::size_t between_bytes(const TensorView& x) const noexcept {
+    const Index words = x.count() / std::max<Index>(1, k_) * RampedInput::words(k_);
+    return static_cast<std::size_t>(words) * sizeof(std::uint64_t);
+  }
+
   std::int32_t x_zero_;
+  RampedInput ramped_;
   IntegerTail tail_;
   Index k_ = 0, n_ = 0;
   bool flips_ = false;

@@ -6,6 +6,7 @@
 #include <array>
 #include <cstdint>
 #include <limits>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -101,6 +102,39 @@ struct Window {
       }
     }
   }
+};
+
+/// Along one axis of a window: which taps read an input position, and for which outputs.
+class AxisReaders {
+ public:
+  struct Reader {
+    std::int32_t tap, out;
+  };
+  AxisReaders() = default;
+  AxisReaders(const Window& w, std::size_t axis) : first_(static_cast<std::size_t>(w.in[axis] + 1)) {
+    const auto each = [&](auto&& f) {
+      for (Index tap = 0; tap < w.kernel[axis]; ++tap) {
+        for (Index out = 0; out < w.out[axis]; ++out) {
+          const Index at = out * w.stride[axis] + tap * w.dilation[axis] - w.begin[axis];
+          if (at >= 0 && at < w.in[axis])
+            f(static_cast<std::size_t>(at), Reader{static_cast<std::int32_t>(tap), static_cast<std::int32_t>(out)});
+        }
+      }
+    };
+    each([&](std::size_t at, Reader) { ++first_[at + 1]; });
+    for (std::size_t i = 1; i < first_.size(); ++i) first_[i] += first_[i - 1];
+    all_.resize(first_.back());
+    std::vector<std::size_t> next = first_;
+    each([&](std::size_t at, Reader r) { all_[next[at]++] = r; });
+  }
+  std::span<const Reader> of(Index position) const noexcept {
+    const auto at = static_cast<std::size_t>(position);
+    return {all_.data() + first_[at], first_[at + 1] - first_[at]};
+  }
+
+ private:
+  std::vector<std::size_t> first_;
+  std::vector<Reader> all_;
 };
 
 /// The window attributes of a node, before its input's size is known.
