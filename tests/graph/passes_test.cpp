@@ -264,6 +264,38 @@ TEST(Passes, ChannelsLastThroughWhatStandsBetweenConvolutions) {
   expect_same(Model(b.g), {3, 3, 9, 9});
 }
 
+// A first convolution takes its few channels as they come, whatever its algorithm, padding and residual.
+TEST(Passes, FewChannelsAreReadAsPlanes) {
+  for (const Index channels : {2, 3, 4, 5}) {
+    for (const Index size : {1, 3, 5}) {
+      for (const bool bf16 : {false, true}) {
+        test::Builder b;
+        b.g.opset = 13;
+        const auto input = b.input("x", {dynamic, channels, 9, 7});
+        const std::vector<Index> pads(4, size / 2);
+        auto x =
+            b.node("Conv", {input, b.constant({8, channels, size, size}, 1), b.constant({8}, 2)}, {{"pads", pads}});
+        auto y = b.node("Conv", {input, b.constant({8, channels, 3, 3}, 3)}, {{"pads", std::vector<Index>(4, 1)}});
+        b.output(b.node("Relu", {b.node("Add", {x, y})}), "y");
+        ModelOptions options;
+        options.bf16 = bf16;
+        const Model m(b.g, options);
+        Index turned = 0;  // the input, that is: the output is
+        for (const LayerInfo& l : m.layers()) turned += l.op == "Transpose" && l.output[1] != 8;
+        EXPECT_EQ(turned, channels <= 4 ? 0 : 1);
+        if (bf16) {
+          const std::vector<Tensor> in{test::random_tensor({3, channels, 9, 7}, 5)};
+          const Tensor fast = m.run(in)[0], plain = m.run_graph(in)[0];
+          for (Index i = 0; i < plain.count(); ++i)
+            ASSERT_NEAR(fast.view().f32()[i], plain.view().f32()[i], 0.2f) << channels << size;
+        } else {
+          expect_same(m, {3, channels, 9, 7});
+        }
+      }
+    }
+  }
+}
+
 TEST(Passes, WhoTurnsChannelsToTheBackFindsThemThere) {
   for (const bool is_read_plain : {false, true}) {
     test::Builder b;

@@ -517,6 +517,23 @@ TEST_P(EveryIsa, SoftmaxAndItsLogarithm) {
   }
 }
 
+TEST_P(EveryIsa, InterleavesPlanes) {
+  for (const Index channels : {1, 2, 3, 4, 5}) {
+    for (const Index n : {1, 3, 4, 7, 8, 15, 16, 17, 31, 48, 63}) {
+      const Index plane = n + 5;
+      const auto x = test::random_floats(channels * plane + 1, 6);
+      std::vector<float> y(static_cast<std::size_t>(channels * n + 2), 7.0f);
+      k.interleave(x.data() + 1, plane, channels, y.data() + 1, n);  // unaligned
+      EXPECT_EQ(y.front(), 7.0f);
+      EXPECT_EQ(y.back(), 7.0f);
+      for (Index i = 0; i < n; ++i) {
+        for (Index c = 0; c < channels; ++c)
+          ASSERT_EQ(y[static_cast<std::size_t>(1 + i * channels + c)], x[static_cast<std::size_t>(1 + c * plane + i)]);
+      }
+    }
+  }
+}
+
 TEST_P(EveryIsa, LayerNormAndSums) {
   for (const Index n : {1, 5, 16, 50}) {
     const auto x = test::random_floats(4 * n, 6), scale = test::random_floats(n, 7), bias = test::random_floats(n, 8);

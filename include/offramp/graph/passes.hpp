@@ -897,7 +897,15 @@ class ChannelsLast {
     const DType type = shapes_.views[static_cast<std::size_t>(node.inputs[0])].type;
     if (node.op == "Conv" || is_integer_conv ||
         (node.op.ends_with("Pool") && (type == DType::f32 || type == DType::u8 || type == DType::i8))) {
-      node.inputs[0] = last(node.inputs[0]);
+      // A few channels are turned to the back while their image is copied with its padding; one needs no turning.
+      const Index channels = shape(node.inputs[0])[1];
+      if (node.op == "Conv" && !has_twin(node.inputs[0]) && channels > 1 && channels <= 4 &&
+          node.integer("group", 1) == 1) {
+        node.inputs[0] = plain(node.inputs[0]);
+        node.set("offramp.planes", Index{1});
+      } else {
+        node.inputs[0] = last(node.inputs[0]);
+      }
       const std::size_t residual = is_integer_conv ? 4 : 3;
       if (node.input(residual) != no_value) node.inputs[residual] = last(node.inputs[residual]);
       node.set("offramp.channels_last", Index{1});

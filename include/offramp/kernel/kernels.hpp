@@ -192,6 +192,8 @@ struct Kernels {
   /// (x - mean) / sqrt(variance + epsilon) * scale + bias over rows of n; scale and bias may be null.
   void (*layer_norm)(const float* in, float* out, Index rows, Index n, float epsilon, const float* scale,
                      const float* bias) noexcept;
+  /// out[i * channels + c] = in[c * plane + i] for n pixels.
+  void (*interleave)(const float* in, Index plane, Index channels, float* out, Index n) noexcept;
   /// out[c] = scale * sum over rows of in[row * n + c].
   void (*sum_rows)(const float* in, float* out, Index rows, Index n, float scale) noexcept;
   /// The sum of n floats, in lanes.

@@ -148,10 +148,14 @@ class ConvPlan {
     return kind_ == Kind::winograd ? winograd_.packed() : weights_.raw();
   }
 
-  /// `in`, `residual` (or null) and `out` are [batch][spatial...][channels]; `next` as in `OperationRun`.
+  /// Whether `forward` can read [batch][channels][spatial...]: it copies its input anyway.
+  bool can_read_planes() const noexcept { return kind_ == Kind::rows; }
+
+  /// `in`, `residual` (or null) and `out` are [batch][spatial...][channels], or with `planes` `in` is
+  /// [batch][channels][spatial...]; `next` as in `OperationRun`.
   void forward(const float* in, const float* residual, float* out, Index batch, std::byte* scratch,
-               const kernel::Kernels& kernels, ExecutorRef executor = {},
-               std::span<const std::byte> next = {}) const noexcept {
+               const kernel::Kernels& kernels, ExecutorRef executor = {}, std::span<const std::byte> next = {},
+               bool planes = false) const noexcept {
     if (kind_ == Kind::winograd) {
       const float* bias = has_bias_ ? bias_.view().f32() : nullptr;
       return winograd_.forward(in, bias, residual, out, batch, tail_, scratch, kernels, executor, next);
@@ -169,7 +173,7 @@ class ConvPlan {
     g.activation = tail_.activation;
     g.alpha = tail_.alpha;
     g.beta = tail_.beta;
-    if (kind_ == Kind::rows) return rows(g, in, residual, out, batch, scratch, kernels, executor);
+    if (kind_ == Kind::rows) return rows(g, in, planes, residual, out, batch, scratch, kernels, executor);
     const bool joined = kind_ == Kind::pointwise;  // the samples of a batch are one long matrix
     g.m = joined ? batch * pixels : pixels;
     g.columns_outside = kernel::prefer_columns_outside(g.m, out_group, taps_ * run_);
@@ -292,7 +296,8 @@ class ConvPlan {
 
   static float* floats(Tensor& t) noexcept { return static_cast<float*>(t.mutable_data()); }
 
-  const float* padded(const float* in, float* out, ExecutorRef executor) const noexcept {
+  const float* padded(const float* in, bool planes, float* out, const kernel::Kernels& kernels,
+                      ExecutorRef executor) const noexcept {
     const std::array<Index, 3> size = w_.padded();
     const Index row = size[2] * in_channels_, inner = w_.in[2] * in_channels_, before = w_.begin[2] * in_channels_;
     const Index rows = size[0] * size[1];
@@ -306,7 +311,12 @@ class ConvPlan {
           continue;
         }
         pad(to, before);
-        std::memcpy(to + before, in + (d * w_.in[1] + h) * inner, static_cast<std::size_t>(inner) * sizeof(float));
+        const Index line = d * w_.in[1] + h;
+        if (planes) {
+          kernels.interleave(in + line * w_.in[2], w_.in_count(), in_channels_, to + before, w_.in[2]);
+        } else {
+          std::memcpy(to + before, in + line * inner, static_cast<std::size_t>(inner) * sizeof(float));
+        }
         pad(to + before + inner, row - before - inner);
       }
     });
@@ -323,8 +333,8 @@ class ConvPlan {
   }
 
   // A row of outputs after the other: their windows lie at equal steps in the padded image.
-  void rows(kernel::Gemm g, const float* in, const float* residual, float* out, Index batch, std::byte* scratch,
-            const kernel::Kernels& kernels, ExecutorRef executor) const noexcept {
+  void rows(kernel::Gemm g, const float* in, bool planes, const float* residual, float* out, Index batch,
+            std::byte* scratch, const kernel::Kernels& kernels, ExecutorRef executor) const noexcept {
     const Index line = w_.padded()[2] * in_channels_, plane = w_.padded()[1] * line;
     g.m = w_.out[2];
     g.lda = w_.stride[2] * in_channels_, g.tap_step = w_.dilation[1] * line;
@@ -333,7 +343,8 @@ class ConvPlan {
     const Index count = w_.out[0] * w_.out[1], length = g.m * out_channels_;
     const bool pays = count * length * taps_ * run_ >= kernel::least_parallel_macs;
     for (Index image = 0; image < batch; ++image) {
-      const float* x = padded(in + image * w_.in_count() * in_channels_, reinterpret_cast<float*>(scratch), executor);
+      const float* x = padded(in + image * w_.in_count() * in_channels_, planes, reinterpret_cast<float*>(scratch),
+                              kernels, executor);
       kernel::each_range(pays ? executor : ExecutorRef(), count, 1, [&](kernel::Range some) {
         kernel::Gemm one = g;
         for (Index r = some.first; r < some.last; ++r) {
@@ -400,13 +411,15 @@ inline Index channels_of(const Shape& s, bool channels_last) noexcept {
   return channels_last ? s[s.rank() - 1] : s[1];
 }
 
-/// ONNX Conv. Inputs: X, W, optional B, and (after fusion) a residual of the output's shape.
+/// ONNX Conv. Inputs: X, W, optional B, and (after fusion) a residual of the output's shape. Channels stand second, or
+/// last (`offramp.channels_last`), or only those of X second (`offramp.planes`, too).
 class ConvOperation final : public Operation {
  public:
   ConvOperation(const Node& node, Index)
       : window_(node),
         group_(node.integer("group", 1)),
         channels_last_(node.integer("offramp.channels_last", 0) != 0),
+        planes_(node.integer("offramp.planes", channels_last_ ? 0 : 1) != 0),
         padding_(node.reals("offramp.padding")),
         tail_(node) {}
 
@@ -419,7 +432,7 @@ class ConvOperation final : public Operation {
     const TensorView &x = float_input(in, 0), &w = float_input(in, 1);
     require_rank(x, 3, 5, "input");
     require_rank(w, x.shape.rank(), x.shape.rank(), "weights");
-    const Index channels = channels_of(x.shape, channels_last_);
+    const Index channels = channels_of(x.shape, !planes_);
     OFFRAMP_REQUIRE(
         group_ > 0 && w.shape[1] == channels / group_ && channels % group_ == 0 && w.shape[0] % group_ == 0,
         "weights " + w.shape.text() + " in " + std::to_string(group_) + " groups do not fit input " + x.shape.text());
@@ -428,7 +441,7 @@ class ConvOperation final : public Operation {
           b->type == DType::f32 && b->count() == w.shape[0],
           "expected a bias of " + std::to_string(w.shape[0]) + " float32 elements, found shape " + b->shape.text());
     }
-    const Window window = window_.resolve(x.shape, w.shape, channels_last_);
+    const Window window = window_.resolve(x.shape, w.shape, !planes_);
     const Shape shape = window.output(x.shape, w.shape[0], channels_last_);
     if (const TensorView* r = optional_input(in, 3)) {
       OFFRAMP_REQUIRE(r->type == DType::f32 && r->shape == shape,
@@ -440,8 +453,8 @@ class ConvOperation final : public Operation {
     const TensorView &x = in[0], &w = in[1];
     const TensorView* b = optional_input(in, 2);
     OFFRAMP_REQUIRE(w.data && (!b || b->data), "weights must be known before the network runs");
-    plan_ = ConvPlan(window_.resolve(x.shape, w.shape, channels_last_), channels_of(x.shape, channels_last_),
-                     w.shape[0], group_, w.f32(), b ? b->f32() : nullptr, tail_, options, padding_);
+    plan_ = ConvPlan(window_.resolve(x.shape, w.shape, !planes_), channels_of(x.shape, !planes_), w.shape[0], group_,
+                     w.f32(), b ? b->f32() : nullptr, tail_, options, padding_);
   }
   Cost cost(std::span<const TensorView> in, std::span<const TensorView> out) const noexcept override {
     const Index macs = in[1].shape[0] > 0 ? out[0].count() * (in[1].count() / in[1].shape[0]) : 0;
@@ -453,7 +466,8 @@ class ConvOperation final : public Operation {
   std::size_t scratch_bytes(std::span<const TensorView> in, std::span<const TensorView> out,
                             Index threads) const noexcept override {
     const std::size_t own = (plan_.scratch_bytes(in[0].shape[0], threads) + 63) / 64 * 64;
-    return channels_last_ ? own : own + in[0].bytes() + out[0].bytes() + 2 * alignment + residual_bytes(in);
+    if (!channels_last_) return own + in[0].bytes() + out[0].bytes() + 2 * alignment + residual_bytes(in);
+    return planes_ && !plan_.can_read_planes() ? own + in[0].bytes() : own;
   }
   std::string algorithm() const override { return plan_.algorithm(); }
 
@@ -461,13 +475,15 @@ class ConvOperation final : public Operation {
     const TensorView &x = run.in[0], &y = run.out[0];
     const TensorView* r = optional_input(run.in, 3);
     const Index batch = x.shape[0];
-    if (channels_last_) {
-      plan_.forward(x.f32(), r ? r->f32() : nullptr, y.as<float>(), batch, run.scratch, run.kernels, run.executor,
-                    run.next);
-      return true;
-    }
     auto* own = run.scratch;
     auto* in = reinterpret_cast<float*>(own + (plan_.scratch_bytes(batch, run.executor.threads()) + 63) / 64 * 64);
+    if (channels_last_) {
+      const bool turns = planes_ && !plan_.can_read_planes();
+      if (turns) to_channels_last(x, in);
+      plan_.forward(turns ? in : x.f32(), r ? r->f32() : nullptr, y.as<float>(), batch, own, run.kernels, run.executor,
+                    run.next, planes_ && !turns);
+      return true;
+    }
     auto* out = in + (x.count() + 15) / 16 * 16;
     auto* residual = out + (y.count() + 15) / 16 * 16;
     to_channels_last(x, in);
@@ -494,7 +510,7 @@ class ConvOperation final : public Operation {
 
   WindowAttributes window_;
   Index group_;
-  bool channels_last_;
+  bool channels_last_, planes_;
   std::vector<float> padding_;  // of each channel; empty: zeros
   FusedTail tail_;
   ConvPlan plan_;
