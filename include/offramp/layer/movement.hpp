@@ -166,18 +166,22 @@ void copy_strided(const T* x, const StridedBox& box, T* y) noexcept {
     return;
   }
   const Index n = box.sizes[rank - 1], step = box.from[rank - 1], to_step = box.to[rank - 1];
+  const int outer = std::max(0, rank - 2);
+  const Index lines = rank > 1 ? box.sizes[outer] : 1, line = rank > 1 ? box.from[outer] : 0,
+              to_line = rank > 1 ? box.to[outer] : 0;
   // The last two axes are a transposed matrix.
-  const bool turns = rank > 1 && step > 1 && box.from[rank - 2] == 1 && to_step == 1 && box.to[rank - 2] == n;
-  const int outer = turns ? rank - 2 : rank - 1;
-  const Index runs = box.sizes.count(0, outer), columns = turns ? box.sizes[rank - 2] : 1;
+  const bool turns = rank > 1 && step > 1 && line == 1 && to_step == 1 && to_line == n;
+  const Index parts = box.sizes.count(0, outer);
   std::array<Index, Shape::max_rank> at{};
-  for (Index r = 0; r < runs; ++r) {
+  for (Index r = 0; r < parts; ++r) {
     if (turns) {
-      kernel::transpose(x, n, columns, step, y);
+      kernel::transpose(x, n, lines, step, y);
     } else if (step == 1 && to_step == 1) {
-      copy_run(x, y, n);
+      for (Index i = 0; i < lines; ++i) copy_run(x + i * line, y + i * to_line, n);
     } else {
-      for (Index i = 0; i < n; ++i) y[i * to_step] = x[i * step];
+      for (Index i = 0; i < lines; ++i) {
+        for (Index k = 0; k < n; ++k) y[i * to_line + k * to_step] = x[i * line + k * step];
+      }
     }
     for (int a = outer - 1; a >= 0; --a) {
       const auto u = static_cast<std::size_t>(a);
