@@ -67,9 +67,9 @@ struct IntegerDepthwise {
 ///   v = clamp(x * factor, low, high), d = v - round(v),
 ///   y = round(v) + (d - clamp(d, ramp - 1 / 2, 1 / 2 - ramp)) / (2 ramp).
 struct RampedRounding {
-  float factor = 0;         ///< steps in a unit
-  std::int32_t zero = 0;    ///< byte that stands for 0; bounds are those of a byte
-  float ramp = 1.0f / 512;  ///< half of a line's width, in steps: above 0, at most 1 / 2
+  float factor = 0;          ///< steps in a unit
+  std::int32_t zero = 0;     ///< byte that stands for 0; bounds are those of a byte
+  float ramp = 1.0f / 1024;  ///< half of a line's width, in steps: above 0, at most 1 / 2
 
   float low() const noexcept { return static_cast<float>(-zero); }
   float high() const noexcept { return static_cast<float>(255 - zero); }
