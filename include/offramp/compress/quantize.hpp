@@ -576,7 +576,7 @@ class Quantizer {
     return macs >= 16 * shape(n.inputs[0]).count() && macs >= shapes_batch * 50'000;
   }
 
-  // Of products that read one another only the largest: each rounding makes what differs before it some 16 times
+  // Of products that read one another only the largest: each rounding makes what differs before it some 20 times
   // larger.
   void keep_one_on_each_path() {
     std::vector<std::size_t> paying;
@@ -615,7 +615,8 @@ class Quantizer {
 
 /// Quantizes the products of exit heads where that saves time, by inputs without labels, and leaves the rest of the
 /// network as it is: a strided convolution in float costs twice its share of FLOPs beside a backbone that runs by
-/// Winograd's algorithm, in bytes about its share. What a head says changes a little, so a policy and a certificate
+/// Winograd's algorithm, in bytes about its share. Inputs are rounded by ramps (`kernel::RampedRounding`), once on each
+/// path, so that another runtime's logits are these within 1e-4. What a head says changes a little, so a policy and a certificate
 /// that the network carries go: thresholds are to be chosen anew. A network whose heads have nothing to quantize
 /// comes back as it was.
 inline Graph quantize_heads(const Model& model, std::span<const float> samples, const QuantizeOptions& options = {}) {
