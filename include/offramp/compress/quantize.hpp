@@ -616,9 +616,9 @@ class Quantizer {
 /// Quantizes the products of exit heads where that saves time, by inputs without labels, and leaves the rest of the
 /// network as it is: a strided convolution in float costs twice its share of FLOPs beside a backbone that runs by
 /// Winograd's algorithm, in bytes about its share. Inputs are rounded by ramps (`kernel::RampedRounding`), once on each
-/// path, so that another runtime's logits are these within 1e-4. What a head says changes a little, so a policy and a certificate
-/// that the network carries go: thresholds are to be chosen anew. A network whose heads have nothing to quantize
-/// comes back as it was.
+/// path, so that another runtime's logits are these within 1e-4. What a head says changes a little, so a policy and a
+/// certificate that the network carries go: thresholds are to be chosen anew. A network whose heads have nothing to
+/// quantize comes back as it was.
 inline Graph quantize_heads(const Model& model, std::span<const float> samples, const QuantizeOptions& options = {}) {
   OFFRAMP_REQUIRE(model.has_plan() && model.exit_count() > 0, "the network is no classifier with one float32 input");
   detail::check_samples(samples, model.sample_size());
