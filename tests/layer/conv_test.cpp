@@ -8,19 +8,23 @@
 namespace offramp {
 namespace {
 
-// Runs the ONNX operator on NCHW data, as a file would.
+// Runs the ONNX operator on NCHW data, as a file would, with scratch memory that holds nothing but NaN.
 std::vector<float> run_conv(const test::ConvCase& c, const Tensor& x, const Tensor& w, const Tensor& b,
-                            const kernel::Kernels& kernels, Cost* cost = nullptr, ThreadPool* pool = nullptr) {
+                            const kernel::Kernels& kernels, Cost* cost = nullptr, ThreadPool* pool = nullptr,
+                            const ConvMethod* method = nullptr) {
   ConvOperation op(c.node(), 13);
   const std::vector<TensorView> in{x.view(), w.view(), b.empty() ? TensorView{} : b.view()};
   std::vector<TensorView> out(1);
   op.infer(in, out);
   PrepareOptions how{kernels};
   if (pool) how.threads = pool->threads();
+  how.conv_method = method, how.bf16 = method && method->halves;
   op.prepare(in, how);
   Tensor y(out[0].type, out[0].shape);
   out[0] = y.view();
-  const auto scratch = allocate_aligned(op.scratch_bytes(in, out, how.threads));
+  const std::size_t size = op.scratch_bytes(in, out, how.threads);
+  const auto scratch = allocate_aligned(size);
+  std::memset(scratch.get(), 0xff, size);
   EXPECT_TRUE(op.forward({in, out, scratch.get(), kernels, pool ? ExecutorRef(*pool) : ExecutorRef()}));
   if (cost) *cost = op.cost(in, out);
   const auto v = y.values<float>();
@@ -56,6 +60,11 @@ TEST(Conv, EqualsSevenLoopsOverRandomCases) {
       ASSERT_LT(test::relative_error(y, expected), 1e-5) << c.text() << " on " << name_of(isa);
       const auto shared = run_conv(c, x, w, b, kernel::kernels_for(isa), nullptr, &pool);
       ASSERT_LT(test::relative_error(shared, expected), 1e-5) << c.text() << " on " << name_of(isa) << ", two threads";
+      if (kernel::kernels_for(isa).bf16) {
+        constexpr ConvMethod halves{0, true};
+        const auto rounded = run_conv(c, x, w, b, kernel::kernels_for(isa), nullptr, nullptr, &halves);
+        ASSERT_LT(test::relative_error(rounded, expected), 0.02) << c.text() << " on " << name_of(isa) << ", halves";
+      }
       ASSERT_EQ(cost.macs, static_cast<Index>(expected.size()) * c.in / c.group * c.kh * c.kw);
       ASSERT_EQ(cost.flops, 2 * cost.macs + (b.empty() ? 0 : static_cast<Index>(expected.size())));
     }

@@ -234,6 +234,7 @@ class ConvPlan {
         padded_halves(in + image * w_.in_count() * in_channels_, half, kernels);
       } else {
         kernels.bf16->convert(in, half, batch * pixels * in_channels_);
+        half[batch * pixels * in_channels_] = 0;  // an odd run reads one more, and a NaN there times 0 were a NaN
       }
       g.residual = residual ? residual + image * pixels * out_channels_ : nullptr;
       g.c = out + image * pixels * out_channels_;
@@ -255,7 +256,7 @@ class ConvPlan {
         in += own;
       }
     }
-    std::fill(filled, out + w_.padded_count() * in_channels_, std::uint16_t{0});
+    std::fill(filled, out + w_.padded_count() * in_channels_ + 1, std::uint16_t{0});  // one more: see above
   }
 
   // Whether it can be done so.
