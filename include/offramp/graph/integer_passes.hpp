@@ -140,7 +140,7 @@ class FuseIntegers : private QuantizedPatterns {
     auto x = bytes_of(n.inputs[0]);
     const auto ramped = x || q || n.integer("group", 1) != 1 ? std::nullopt : ramped_bytes_of(n.inputs[0]);
     if (ramped && shapes_.views[static_cast<std::size_t>(ramped->x)].type != DType::f32) return false;
-    if (ramped) x = std::pair{ByteScale{1.0f, ramped->zero}, ramped->x};
+    if (ramped) x = std::pair{ByteScale{1.0f, ramped->by.zero}, ramped->x};
     if (!x || n.input(3) != no_value) return false;
     std::optional<ByteScale> y;
     if (q) {
@@ -174,8 +174,8 @@ class FuseIntegers : private QuantizedPatterns {
     }
     make_product(n, n.op == "Conv" ? "IntegerConv" : "IntegerDense", x->second, x->first, *w, b, y, bounds);
     if (ramped) {
-      n.set("x_factor", ramped->factor);
-      n.set("x_ramp", ramped->ramp);
+      n.set("x_factor", ramped->by.factor);
+      n.set("x_ramp", ramped->by.ramp);
     }
     if (q) take_chain(n, last, *q);
     return true;

@@ -32,8 +32,7 @@ struct ByteScale {
 /// A tensor in float that is rounded to bytes by ramps, and how.
 struct RampedBytes {
   ValueId x = no_value;
-  float factor = 1, ramp = 0.5f;
-  std::int32_t zero = 0;
+  kernel::RampedRounding by;
 };
 
 /// Finds quantized patterns in a graph. The base of passes that rewrite them.
@@ -102,10 +101,10 @@ class QuantizedPatterns {
       return {};
     const float factor = scalar(scaled, 1), low = scalar(bounded, 1), most = scalar(flat, 2);
     if (!(factor > 0 && std::isfinite(factor) && low <= 0 && low >= -255 && most >= 0 && most < 0.5f)) return {};
-    const RampedBytes r{scaled->inputs[0], factor, 0.5f - most, static_cast<std::int32_t>(-low)};
-    const bool fits = low == static_cast<float>(-r.zero) && scalar(bounded, 2) == low + 255 &&
-                      scalar(flat, 1) == -most && std::fabs(scalar(line, 1) * r.ramp - 0.5f) < 1e-6f;
-    return fits ? std::optional(r) : std::nullopt;
+    const kernel::RampedRounding by{factor, static_cast<std::int32_t>(-low), 0.5f - most};
+    const bool fits = low == by.low() && scalar(bounded, 2) == by.high() && scalar(flat, 1) == -most &&
+                      std::fabs(scalar(line, 1) * by.ramp - 0.5f) < 1e-6f;
+    return fits ? std::optional(RampedBytes{scaled->inputs[0], by}) : std::nullopt;
   }
 
   /// What a chain of activations allows, in real numbers.

@@ -407,16 +407,8 @@ class IntegerConvOperation final : public Operation {
     g.reads_past = rows_;
     if (ramped_) g.output.low = -std::numeric_limits<float>::infinity(), g.output.high = -g.output.low;
     for (Index image = 0; image < (joined ? 1 : batch); ++image) {
-      const std::uint8_t* from = in + image * w_.in_count() * in_channels_;
-      if (ramped_) {
-        from = rounded(x, image, scratch, *run.kernels.integer);
-      } else if (rows_) {
-        const std::uint8_t* plain = from;
-        const Index line = w_.in[2] * in_channels_;
-        from = padded(reinterpret_cast<std::uint8_t*>(scratch), [&](Index row, std::uint8_t* to) {
-          std::memcpy(to, plain + row * line, static_cast<std::size_t>(line));
-        });
-      }
+      const std::uint8_t* from =
+          ramped_ ? rounded(x, image, scratch, *run.kernels.integer) : as_read(in, image, scratch);
       for (Index k = 0; k < group_; ++k) {
         const IntegerWeights& w = weights_[static_cast<std::size_t>(k)];
         const Index first = image * pixels * out_channels_ + k * out_group;
@@ -460,7 +452,16 @@ class IntegerConvOperation final : public Operation {
     const Index words = w_.in[0] * w_.in[1] * RampedInput::words(w_.in[2] * in_channels_);
     return (static_cast<std::size_t>(words) * sizeof(std::uint64_t) + 63) / 64 * 64;
   }
-  // An image as bytes, with its padding where rows of the window are runs.
+  // An image of bytes where the product reads it: with its padding where rows of the window are runs.
+  const std::uint8_t* as_read(const std::uint8_t* in, Index image, std::byte* scratch) const noexcept {
+    const std::uint8_t* from = in + image * w_.in_count() * in_channels_;
+    if (!rows_) return from;
+    const Index line = w_.in[2] * in_channels_;
+    return padded(reinterpret_cast<std::uint8_t*>(scratch), [&](Index row, std::uint8_t* to) {
+      std::memcpy(to, from + row * line, static_cast<std::size_t>(line));
+    });
+  }
+  // An image of floats as bytes, likewise.
   const std::uint8_t* rounded(const TensorView& x, Index image, std::byte* scratch,
                               const kernel::IntegerKernels& kernels) const noexcept {
     auto* between = reinterpret_cast<std::uint64_t*>(scratch);
@@ -640,12 +641,9 @@ class IntegerDenseOperation final : public Operation {
     g.output.residual_signed = r && r->type == DType::i8;
     g.c = y.data, g.ldc = n_;
     g.columns_outside = g.m > 14 && kernel::integer_packed_size(1, k_, n_) > 512 * 1024;
-    if (!ramped_) {
-      kernel::integer_gemm(g, run.kernels, run.executor);
-      return true;
-    }
-    g.output.low = -std::numeric_limits<float>::infinity(), g.output.high = -g.output.low;
+    if (ramped_) g.output.low = -std::numeric_limits<float>::infinity(), g.output.high = -g.output.low;
     kernel::integer_gemm(g, run.kernels, run.executor);
+    if (!ramped_) return true;
     for (Index i = 0; i < g.m; ++i) {
       ramped_.each_between(x.f32() + i * k_, k_, between + i * words, [&](Index element, float rest) {
         run.kernels.integer->add_row(weights_.packed(), (k_ + 3) / 4 * 64, element, rest, weights_.scale(),
