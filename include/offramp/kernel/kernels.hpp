@@ -152,6 +152,23 @@ struct WinogradProducts {
   const float* ahead = nullptr;  ///< null, or what will be read next: asked for with the last of the weights
 };
 
+/// Four rows of outputs of a convolution 3 x 3 with stride 1 by F(4 x 1, 3 x 3): Winograd's filtering down the columns
+/// alone, half of the multiplications, which needs no way through memory: for images of a few channels, whose sums are
+/// too short for the products of a whole tile. Of the six rows that it reads, `winograd_columns` made B^T d.
+struct WinogradRows {
+  Index channels = 0;              ///< of the input
+  const float* columns = nullptr;  ///< six rows with their padding, of which three pixels more than `width` are read
+  Index row = 0;                   ///< floats from row to row
+  Index channel = 0, pixel = 0;    ///< and from channel to channel, from pixel to pixel
+  const float* weights = nullptr;  ///< transformed: blocks of 16 output channels, each [6][channels][3][16]
+  const float* bias = nullptr;     ///< null, or the output channels padded to a multiple of 16
+  float* out = nullptr;            ///< `rows` of `width` pixels
+  Index out_row = 0, out_channels = 0;
+  Index width = 0, rows = 0;
+  Unary activation = Unary::identity;
+  float alpha = 0, beta = 0;
+};
+
 /// Maximum or average pooling, channels last, one image.
 struct Pool2d {
   bool maximum = true, count_padding = false;
@@ -178,6 +195,9 @@ struct Kernels {
   void (*winograd_output)(const Winograd&, const float* tiles, float* out) noexcept;
   /// Null where the registers are too few.
   void (*winograd_products)(const WinogradProducts&) noexcept;
+  /// B^T d of F(4, 3) down six rows of n floats, to six rows `step` apart.
+  void (*winograd_columns)(const float* const rows[6], float* out, Index step, Index n) noexcept;
+  void (*winograd_rows)(const WinogradRows&) noexcept;
   void (*pool2d)(const Pool2d&) noexcept;
   /// Sum and largest element of each channel over a rectangle of rows x columns pixels, channels last, rows of the
   /// image `row_step` floats apart. Either may be null.

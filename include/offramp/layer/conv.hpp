@@ -14,6 +14,7 @@
 #include "offramp/layer/fused.hpp"
 #include "offramp/layer/window.hpp"
 #include "offramp/layer/winograd.hpp"
+#include "offramp/layer/winograd_rows.hpp"
 
 namespace offramp {
 
@@ -30,16 +31,19 @@ class ConvPlan {
            w.kernel[0] == 1;
   }
 
-  /// `weights` is [out_channels][in_channels / group][kernel...], `bias` null or [out_channels]. `padding` holds what
-  /// stands outside of the image, one a channel, where `copies_padding`; empty: zeros.
+  /// `weights` is [out_channels][in_channels / group][kernel...], `bias` null or [out_channels]. With `planes` the
+  /// input has its channels first. `padding` holds what stands outside of the image, one a channel, where
+  /// `copies_padding`; empty: zeros.
   ConvPlan(const Window& window, Index in_channels, Index out_channels, Index group, const float* weights,
-           const float* bias, const FusedTail& tail, const PrepareOptions& options, std::span<const float> padding = {})
+           const float* bias, const FusedTail& tail, const PrepareOptions& options, bool planes = false,
+           std::span<const float> padding = {})
       : w_(window),
         in_channels_(in_channels),
         out_channels_(out_channels),
         group_(group),
         tail_(tail),
-        has_bias_(bias) {
+        has_bias_(bias),
+        planes_(planes) {
     OFFRAMP_REQUIRE(padding.empty() || (copies_padding(window, in_channels, out_channels, group) &&
                                         static_cast<Index>(padding.size()) == in_channels),
                     "this convolution cannot be padded with " + std::to_string(padding.size()) + " numbers");
@@ -70,6 +74,11 @@ class ConvPlan {
       }
     }
     const ConvMethod method = choose(options);
+    if (method.columns) {
+      kind_ = Kind::winograd_rows;
+      winograd_rows_ = WinogradRowsPlan(w_, in_channels, out_channels, weights, padding);
+      return;
+    }
     if (method.m > 0) {
       kind_ = Kind::winograd;
       winograd_ = WinogradPlan(w_, in_channels, out_channels, method, weights, options.kernels.lanes);
@@ -110,20 +119,16 @@ class ConvPlan {
     const Index outputs = batch * w_.out_count() * out_channels_;
     const Index macs = outputs * w_.taps() * (in_channels_ / group_);
     const Index out_group = out_channels_ / group_;
-    const Index executed = kind_ == Kind::depthwise  ? 2 * macs
-                           : kind_ == Kind::bf16     ? 2 * (macs / out_group * kernel::padded_columns(out_group))
-                           : kind_ == Kind::winograd ? winograd_.executed(batch)
-                                                     : 2 * (macs / out_group * kernel::padded_columns(out_group));
+    const Index executed = kind_ == Kind::depthwise       ? 2 * macs
+                           : kind_ == Kind::bf16          ? 2 * (macs / out_group * kernel::padded_columns(out_group))
+                           : kind_ == Kind::winograd      ? winograd_.executed(batch)
+                           : kind_ == Kind::winograd_rows ? winograd_rows_.executed(batch)
+                                                          : 2 * (macs / out_group * kernel::padded_columns(out_group));
     return {macs, 2 * macs + outputs * Index{has_bias_}, executed + outputs * (has_bias_ + residual + tail_.executed)};
   }
 
   std::size_t scratch_bytes(Index batch, Index threads = 1) const noexcept {
-    if (kind_ == Kind::winograd) return winograd_.scratch_bytes(batch, threads);
-    if (kind_ == Kind::bf16) {
-      const Index pixels = spatial_ ? w_.padded_count() + 16 * w_.stride[2] : batch * w_.in_count() + 16;
-      return static_cast<std::size_t>(pixels * in_channels_ + 64) * sizeof(std::uint16_t);
-    }
-    return kind_ == Kind::rows ? static_cast<std::size_t>(w_.padded_count() * in_channels_ + 64) * sizeof(float) : 0;
+    return own_bytes(batch, threads) + (turns() ? static_cast<std::size_t>(batch * image_size()) * sizeof(float) : 0);
   }
 
   std::string algorithm() const {
@@ -132,6 +137,8 @@ class ConvPlan {
         return "depthwise";
       case Kind::winograd:
         return winograd_.text();
+      case Kind::winograd_rows:
+        return "winograd F(4x1,3x3)";
       case Kind::bf16:
         return spatial_ ? "bf16 row gemm" : "bf16 gemm";
       case Kind::pointwise:
@@ -145,23 +152,30 @@ class ConvPlan {
   }
 
   std::span<const std::byte> packed() const noexcept {
-    return kind_ == Kind::winograd ? winograd_.packed() : weights_.raw();
+    return kind_ == Kind::winograd        ? winograd_.packed()
+           : kind_ == Kind::winograd_rows ? winograd_rows_.packed()
+                                          : weights_.raw();
   }
 
-  /// Whether `forward` can read [batch][channels][spatial...]: it copies its input anyway.
-  bool can_read_planes() const noexcept { return kind_ == Kind::rows; }
-
-  /// `in`, `residual` (or null) and `out` are [batch][spatial...][channels], or with `planes` `in` is
-  /// [batch][channels][spatial...]; `next` as in `OperationRun`.
+  /// `in` is [batch][spatial...][channels], or with `planes` [batch][channels][spatial...], `residual` (or null) and
+  /// `out` are [batch][spatial...][channels]; `next` as in `OperationRun`.
   void forward(const float* in, const float* residual, float* out, Index batch, std::byte* scratch,
-               const kernel::Kernels& kernels, ExecutorRef executor = {}, std::span<const std::byte> next = {},
-               bool planes = false) const noexcept {
-    if (kind_ == Kind::winograd) {
-      const float* bias = has_bias_ ? bias_.view().f32() : nullptr;
-      return winograd_.forward(in, bias, residual, out, batch, tail_, scratch, kernels, executor, next);
+               const kernel::Kernels& kernels, ExecutorRef executor = {},
+               std::span<const std::byte> next = {}) const noexcept {
+    if (turns()) {
+      auto* turned = reinterpret_cast<float*>(scratch + own_bytes(batch, executor.threads()));
+      const Index rows = planes_ ? in_channels_ : w_.in_count(), columns = planes_ ? w_.in_count() : in_channels_;
+      for (Index i = 0; i < batch; ++i)
+        kernel::transpose(in + i * image_size(), rows, columns, turned + i * image_size());
+      in = turned;
     }
+    const float* bias = has_bias_ ? bias_.view().f32() : nullptr;
+    if (kind_ == Kind::winograd)
+      return winograd_.forward(in, bias, residual, out, batch, tail_, scratch, kernels, executor, next);
     for (std::size_t i = 0; i < next.size(); i += 64) __builtin_prefetch(next.data() + i, 0, 2);
     if (kind_ == Kind::depthwise) return depthwise(in, residual, out, batch, kernels, executor);
+    if (kind_ == Kind::winograd_rows)
+      return winograd_rows_.forward(in, bias, residual, out, batch, tail_, scratch, kernels, executor);
     if (kind_ == Kind::bf16) return bf16(in, residual, out, batch, scratch, kernels, executor);
     const Index pixels = w_.out_count(), out_group = out_channels_ / group_;
     kernel::Gemm g;
@@ -173,7 +187,7 @@ class ConvPlan {
     g.activation = tail_.activation;
     g.alpha = tail_.alpha;
     g.beta = tail_.beta;
-    if (kind_ == Kind::rows) return rows(g, in, planes, residual, out, batch, scratch, kernels, executor);
+    if (kind_ == Kind::rows) return rows(g, in, residual, out, batch, scratch, kernels, executor);
     const bool joined = kind_ == Kind::pointwise;  // the samples of a batch are one long matrix
     g.m = joined ? batch * pixels : pixels;
     g.columns_outside = kernel::prefer_columns_outside(g.m, out_group, taps_ * run_);
@@ -185,7 +199,7 @@ class ConvPlan {
         one.a = x + group * (in_channels_ / group_);
         one.lda = in_channels_;
         one.b = weights_.view().f32() + group * packed_;
-        one.bias = has_bias_ ? bias_.view().f32() + group * kernel::padded_columns(out_group) : nullptr;
+        one.bias = bias ? bias + group * kernel::padded_columns(out_group) : nullptr;
         one.residual = residual ? residual + image * pixels * out_channels_ + group * out_group : nullptr;
         one.c = out + image * pixels * out_channels_ + group * out_group;
         kernel::gemm(one, kernels, executor);
@@ -194,7 +208,29 @@ class ConvPlan {
   }
 
  private:
-  enum class Kind { indirect, pointwise, rows, depthwise, winograd, bf16 };
+  enum class Kind { indirect, pointwise, rows, depthwise, winograd, winograd_rows, bf16 };
+
+  // Whether the input's channels stand where this kind does not read them.
+  bool turns() const noexcept {
+    if (kind_ == Kind::rows) return false;  // copies its input anyway
+    return planes_ != (kind_ == Kind::winograd_rows);
+  }
+  Index image_size() const noexcept { return w_.in_count() * in_channels_; }
+  // Scratch without that of the turning, a multiple of a cache line.
+  std::size_t own_bytes(Index batch, Index threads) const noexcept {
+    std::size_t bytes = 0;
+    if (kind_ == Kind::winograd) {
+      bytes = winograd_.scratch_bytes(batch, threads);
+    } else if (kind_ == Kind::winograd_rows) {
+      bytes = winograd_rows_.scratch_bytes(threads);
+    } else if (kind_ == Kind::bf16) {
+      const Index pixels = spatial_ ? w_.padded_count() + 16 * w_.stride[2] : batch * w_.in_count() + 16;
+      bytes = static_cast<std::size_t>(pixels * in_channels_ + 64) * sizeof(std::uint16_t);
+    } else if (kind_ == Kind::rows) {
+      bytes = static_cast<std::size_t>(w_.padded_count() * in_channels_ + 64) * sizeof(float);
+    }
+    return (bytes + alignment - 1) / alignment * alignment;
+  }
 
   void plan_bf16(const float* weights) {
     kind_ = Kind::bf16;
@@ -263,9 +299,14 @@ class ConvPlan {
   bool allows(const ConvMethod& method, const PrepareOptions& options) const noexcept {
     const bool halves = options.bf16 && options.kernels.bf16 && group_ == 1 && padding_.empty();
     if (method.halves && (!halves || method.m == 6 || method.plain_weights)) return false;
-    if (method.m == 0) return !method.plain_weights && (!method.halves || w_.dilation[2] == 1 || w_.is_pointwise());
+    if (method.m == 0)
+      return !method.plain_weights && !method.columns && (!method.halves || w_.dilation[2] == 1 || w_.is_pointwise());
     if (method.m != 2 && method.m != 4 && method.m != 6) return false;
     if (method.plain_weights && (method.m != 4 || !options.kernels.winograd_products)) return false;
+    if (method.columns) {
+      return method.m == 4 && !method.halves && !method.plain_weights && method.m <= options.winograd_tile &&
+             WinogradRowsPlan::fits(w_, in_channels_, group_);
+    }
     return WinogradPlan::fits(w_, group_) && in_channels_ > 4 && out_channels_ >= 4 &&
            method.m <= options.winograd_tile;
   }
@@ -286,6 +327,9 @@ class ConvPlan {
   }
   double cycles(const ConvMethod& method, const PrepareOptions& options) const noexcept {
     const Index lanes = options.kernels.lanes;
+    if (method.columns)
+      return WinogradRowsPlan::cycles(w_, in_channels_, out_channels_, options.batch, lanes) /
+             static_cast<double>(options.threads);
     if (method.m > 0)
       return WinogradPlan::cycles(w_, in_channels_, out_channels_, method, options.batch, lanes, options.threads);
     const double weights = static_cast<double>(w_.taps() * in_channels_ * kernel::padded_columns(out_channels_)),
@@ -297,7 +341,7 @@ class ConvPlan {
 
   static float* floats(Tensor& t) noexcept { return static_cast<float*>(t.mutable_data()); }
 
-  const float* padded(const float* in, bool planes, float* out, const kernel::Kernels& kernels,
+  const float* padded(const float* in, float* out, const kernel::Kernels& kernels,
                       ExecutorRef executor) const noexcept {
     const std::array<Index, 3> size = w_.padded();
     const Index row = size[2] * in_channels_, inner = w_.in[2] * in_channels_, before = w_.begin[2] * in_channels_;
@@ -313,7 +357,7 @@ class ConvPlan {
         }
         pad(to, before);
         const Index line = d * w_.in[1] + h;
-        if (planes) {
+        if (planes_) {
           kernels.interleave(in + line * w_.in[2], w_.in_count(), in_channels_, to + before, w_.in[2]);
         } else {
           std::memcpy(to + before, in + line * inner, static_cast<std::size_t>(inner) * sizeof(float));
@@ -334,8 +378,8 @@ class ConvPlan {
   }
 
   // A row of outputs after the other: their windows lie at equal steps in the padded image.
-  void rows(kernel::Gemm g, const float* in, bool planes, const float* residual, float* out, Index batch,
-            std::byte* scratch, const kernel::Kernels& kernels, ExecutorRef executor) const noexcept {
+  void rows(kernel::Gemm g, const float* in, const float* residual, float* out, Index batch, std::byte* scratch,
+            const kernel::Kernels& kernels, ExecutorRef executor) const noexcept {
     const Index line = w_.padded()[2] * in_channels_, plane = w_.padded()[1] * line;
     g.m = w_.out[2];
     g.lda = w_.stride[2] * in_channels_, g.tap_step = w_.dilation[1] * line;
@@ -344,8 +388,8 @@ class ConvPlan {
     const Index count = w_.out[0] * w_.out[1], length = g.m * out_channels_;
     const bool pays = count * length * taps_ * run_ >= kernel::least_parallel_macs;
     for (Index image = 0; image < batch; ++image) {
-      const float* x = padded(in + image * w_.in_count() * in_channels_, planes, reinterpret_cast<float*>(scratch),
-                              kernels, executor);
+      const float* x =
+          padded(in + image * w_.in_count() * in_channels_, reinterpret_cast<float*>(scratch), kernels, executor);
       kernel::each_range(pays ? executor : ExecutorRef(), count, 1, [&](kernel::Range some) {
         kernel::Gemm one = g;
         for (Index r = some.first; r < some.last; ++r) {
@@ -398,13 +442,14 @@ class ConvPlan {
   Window w_;
   Index in_channels_ = 0, out_channels_ = 0, group_ = 1;
   FusedTail tail_;
-  bool has_bias_ = false, spatial_ = false;
+  bool has_bias_ = false, planes_ = false, spatial_ = false;
   Kind kind_ = Kind::indirect;
   Index taps_ = 1, run_ = 0, packed_ = 0;
   Tensor weights_, bias_, zeros_;
   std::vector<std::int32_t> offsets_;
   std::vector<float> padding_;  // pixels of a row, or empty: zeros
   WinogradPlan winograd_;
+  WinogradRowsPlan winograd_rows_;
 };
 
 /// Shape of a tensor [N, C, spatial...], in either order of channels.
@@ -455,7 +500,7 @@ class ConvOperation final : public Operation {
     const TensorView* b = optional_input(in, 2);
     OFFRAMP_REQUIRE(w.data && (!b || b->data), "weights must be known before the network runs");
     plan_ = ConvPlan(window_.resolve(x.shape, w.shape, !planes_), channels_of(x.shape, !planes_), w.shape[0], group_,
-                     w.f32(), b ? b->f32() : nullptr, tail_, options, padding_);
+                     w.f32(), b ? b->f32() : nullptr, tail_, options, planes_, padding_);
   }
   Cost cost(std::span<const TensorView> in, std::span<const TensorView> out) const noexcept override {
     const Index macs = in[1].shape[0] > 0 ? out[0].count() * (in[1].count() / in[1].shape[0]) : 0;
@@ -466,9 +511,8 @@ class ConvOperation final : public Operation {
   }
   std::size_t scratch_bytes(std::span<const TensorView> in, std::span<const TensorView> out,
                             Index threads) const noexcept override {
-    const std::size_t own = (plan_.scratch_bytes(in[0].shape[0], threads) + 63) / 64 * 64;
-    if (!channels_last_) return own + in[0].bytes() + out[0].bytes() + 2 * alignment + residual_bytes(in);
-    return planes_ && !plan_.can_read_planes() ? own + in[0].bytes() : own;
+    const std::size_t own = plan_.scratch_bytes(in[0].shape[0], threads);
+    return channels_last_ ? own : own + out[0].bytes() + 2 * alignment + residual_bytes(in);
   }
   std::string algorithm() const override { return plan_.algorithm(); }
 
@@ -476,20 +520,16 @@ class ConvOperation final : public Operation {
     const TensorView &x = run.in[0], &y = run.out[0];
     const TensorView* r = optional_input(run.in, 3);
     const Index batch = x.shape[0];
-    auto* own = run.scratch;
-    auto* in = reinterpret_cast<float*>(own + (plan_.scratch_bytes(batch, run.executor.threads()) + 63) / 64 * 64);
     if (channels_last_) {
-      const bool turns = planes_ && !plan_.can_read_planes();
-      if (turns) to_channels_last(x, in);
-      plan_.forward(turns ? in : x.f32(), r ? r->f32() : nullptr, y.as<float>(), batch, own, run.kernels, run.executor,
-                    run.next, planes_ && !turns);
+      plan_.forward(x.f32(), r ? r->f32() : nullptr, y.as<float>(), batch, run.scratch, run.kernels, run.executor,
+                    run.next);
       return true;
     }
-    auto* out = in + (x.count() + 15) / 16 * 16;
+    const std::size_t own = plan_.scratch_bytes(batch, run.executor.threads());
+    auto* out = reinterpret_cast<float*>(run.scratch + (own + alignment - 1) / alignment * alignment);
     auto* residual = out + (y.count() + 15) / 16 * 16;
-    to_channels_last(x, in);
     if (r) to_channels_last(*r, residual);
-    plan_.forward(in, r ? residual : nullptr, out, batch, own, run.kernels, run.executor);
+    plan_.forward(x.f32(), r ? residual : nullptr, out, batch, run.scratch, run.kernels, run.executor);
     const Index pixels = y.shape.count(2, y.shape.rank()), channels = y.shape[1];
     for (Index i = 0; i < batch; ++i) {
       kernel::transpose(out + i * pixels * channels, pixels, channels, y.as<float>() + i * pixels * channels);

@@ -23,6 +23,14 @@
 
 namespace offramp {
 
+/// The matrix G of F(4, 3).
+inline constexpr double winograd_filter_4[6][3] = {{1. / 4, 0, 0},
+                                                   {-1. / 6, -1. / 6, -1. / 6},
+                                                   {-1. / 6, 1. / 6, -1. / 6},
+                                                   {1. / 24, 1. / 12, 1. / 6},
+                                                   {1. / 24, -1. / 12, 1. / 6},
+                                                   {0, 0, 1}};
+
 /// F(m x m, 3 x 3) of Lavin and Gray (CVPR 2016): a tile of m x m outputs takes (m + 2)^2 multiplications instead of
 /// 9 m^2, between a transformation of the input and one of the output. The tiles of a batch are cut into blocks whose
 /// transforms stay in L2. An infinity or a NaN in the input reaches all outputs of its tiles. With `halves`,
@@ -287,12 +295,6 @@ class WinogradPlan {
   template <class T>
   void pack(const float* weights) {
     static constexpr double g4[4][3] = {{1, 0, 0}, {.5, .5, .5}, {.5, -.5, .5}, {0, 0, 1}};
-    static constexpr double g6[6][3] = {{1. / 4, 0, 0},
-                                        {-1. / 6, -1. / 6, -1. / 6},
-                                        {-1. / 6, 1. / 6, -1. / 6},
-                                        {1. / 24, 1. / 12, 1. / 6},
-                                        {1. / 24, -1. / 12, 1. / 6},
-                                        {0, 0, 1}};
     static constexpr double g8[8][3] = {{1, 0, 0},
                                         {-2. / 9, -2. / 9, -2. / 9},
                                         {-2. / 9, 2. / 9, -2. / 9},
@@ -301,7 +303,7 @@ class WinogradPlan {
                                         {32. / 45, 16. / 45, 8. / 45},
                                         {32. / 45, -16. / 45, 8. / 45},
                                         {0, 0, 1}};
-    const double(*g)[3] = t_.m == 2 ? g4 : t_.m == 4 ? g6 : g8;
+    const double(*g)[3] = t_.m == 2 ? g4 : t_.m == 4 ? winograd_filter_4 : g8;
     const Index points = t_.m + 2;
     auto* to = static_cast<T*>(weights_.mutable_data());
     constexpr Index together = sizeof(float) / sizeof(T);
