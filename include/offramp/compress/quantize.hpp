@@ -91,13 +91,14 @@ enum class QuantizedPart : std::uint8_t { backbone, heads };
 /// Quantizes one graph whose nodes have names.
 class Quantizer {
  public:
-  /// The backbone is what `answer` needs; heads are the rest.
-  Quantizer(Graph g, ValueId answer, QuantizedPart part, std::span<const float> samples, const QuantizeOptions& o)
+  /// The backbone is what `answer` needs; heads are the rest, of which `layers` say how they are done in float.
+  Quantizer(Graph g, ValueId answer, QuantizedPart part, std::span<const float> samples, const QuantizeOptions& o,
+            std::span<const LayerInfo> layers = {})
       : g_(std::move(g)), part_(part), samples_(samples), o_(o), shapes_(infer_batch(g_, o_.model, shapes_batch)) {
     in_part_ = g_.ancestors_of(answer);
     if (part == QuantizedPart::heads) {
       in_part_.flip();
-      keep_one_on_each_path();
+      keep_one_on_each_path(layers);
     }
     for (std::size_t i = 0; i < g_.nodes.size(); ++i) {
       if (in_part_[i] && is_product(g_, g_.nodes[i])) products_.push_back(g_.nodes[i].name);
@@ -568,24 +569,30 @@ class Quantizer {
     const Index outs = shape(n.outputs[0])[n.op == "Conv" ? 1 : shape(n.outputs[0]).rank() - 1];
     return outs > 0 ? shape(n.outputs[0]).count() / outs * g_[n.inputs[1]].constant.count() : 0;
   }
-  // Whether a product that reads and writes floats is sooner done in bytes: many multiply-adds for each number that is
-  // converted, and enough of them that one more layer is nothing.
-  bool pays_alone(const Node& n) const {
-    if (!is_product(g_, n) || n.integer("group", 1) != 1) return false;
-    const Index macs = macs_of(n);
-    return macs >= 16 * shape(n.inputs[0]).count() && macs >= shapes_batch * 50'000;
+  // Executed FLOPs that a product saves which reads and writes floats but is done in bytes, four of which cost as much
+  // as one in float; none where there are so few that one more layer is what counts.
+  double saved_by_bytes(const Node& n, std::span<const LayerInfo> layers) const {
+    constexpr Index least = 50'000, side_by_side = 4;
+    constexpr double to_round = 32;  // a number, measured: by ramps, with what lies on them
+    if (!is_product(g_, n) || n.integer("group", 1) != 1 || macs_of(n) < least * shapes_batch) return 0;
+    const auto macs = static_cast<double>(macs_of(n) / shapes_batch),
+               inputs = static_cast<double>(shape(n.inputs[0]).count() / shapes_batch);
+    const auto layer = std::find_if(layers.begin(), layers.end(), [&](const LayerInfo& l) { return l.name == n.name; });
+    const double executed = layer == layers.end() ? 2 * macs : static_cast<double>(layer->cost.executed);
+    return executed - 2 * macs / side_by_side - to_round * inputs;
   }
 
-  // Of products that read one another only the largest: each rounding makes what differs before it some 20 times
-  // larger.
-  void keep_one_on_each_path() {
+  // Of products that read one another only the one that saves most: each rounding makes what differs before it some 20
+  // times larger.
+  void keep_one_on_each_path(std::span<const LayerInfo> layers) {
     std::vector<std::size_t> paying;
+    std::vector<double> saved(g_.nodes.size(), 0.0);
     for (std::size_t i = 0; i < g_.nodes.size(); ++i) {
-      if (in_part_[i] && pays_alone(g_.nodes[i])) paying.push_back(i);
+      if (in_part_[i]) saved[i] = saved_by_bytes(g_.nodes[i], layers);
+      if (saved[i] > 0) paying.push_back(i);
       in_part_[i] = false;
     }
-    std::stable_sort(paying.begin(), paying.end(),
-                     [&](std::size_t a, std::size_t b) { return macs_of(g_.nodes[a]) > macs_of(g_.nodes[b]); });
+    std::stable_sort(paying.begin(), paying.end(), [&](std::size_t a, std::size_t b) { return saved[a] > saved[b]; });
     std::vector<std::pair<std::size_t, std::vector<bool>>> kept;  // with what they read
     for (const std::size_t i : paying) {
       std::vector<bool> reads = g_.ancestors_of(g_.nodes[i].outputs[0]);
@@ -625,7 +632,7 @@ inline Graph quantize_heads(const Model& model, std::span<const float> samples, 
   Graph g = model.graph();
   detail::name_nodes(g);
   const ValueId answer = detail::answer_of(g, model);
-  detail::Quantizer q(std::move(g), answer, detail::QuantizedPart::heads, samples, options);
+  detail::Quantizer q(std::move(g), answer, detail::QuantizedPart::heads, samples, options, model.layers());
   if (q.products().empty()) return model.graph();
   q.observe();
   Graph bytes = q.write({options.keep.begin(), options.keep.end()});
