@@ -49,7 +49,7 @@ TEST(Tune, AModelUsesTheMethodsThatItIsGiven) {
       options.bf16 = method.halves;
       options.conv_methods = std::make_shared<ConvMethods>(ConvMethods{{"square", method}, {"depthwise", method}});
       const Model m(g, options);
-      const bool has_it = (!method.halves || kernel::kernels_for(isa).bf16) &&
+      const bool has_it = !method.columns && (!method.halves || kernel::kernels_for(isa).bf16) &&
                           (!method.plain_weights || kernel::kernels_for(isa).winograd_products);
       const std::string text = algorithm_of(m, "square");
       if (has_it) {
@@ -74,7 +74,8 @@ TEST(Tune, AModelUsesTheMethodsThatItIsGiven) {
 TEST(Tune, WhatDoesNotFitIsLeftToTheCostModel) {
   const Graph g = three_convolutions();
   const Model usual(g);
-  for (const ConvMethod& method : {ConvMethod{3}, {-2}, {1000}, {6, true}, {2, false, true}, {0, false, true}}) {
+  for (const ConvMethod& method :
+       {ConvMethod{3}, {-2}, {1000}, {6, true}, {2, false, true}, {0, false, true}, {4, false, false, true}}) {
     ModelOptions options;
     options.conv_methods = std::make_shared<ConvMethods>(ConvMethods{{"square", method}, {"no such layer", {}}});
     EXPECT_EQ(algorithm_of(Model(g, options), "square"), algorithm_of(usual, "square"));

@@ -10,6 +10,7 @@
 
 #include "offramp/kernel/dispatch.hpp"
 #include "offramp/kernel/pack.hpp"
+#include "offramp/layer/conv.hpp"
 #include "reference.hpp"
 
 namespace offramp {
@@ -124,6 +125,25 @@ TEST(WinogradRows, NaNStaysNearby) {
         ASSERT_TRUE(is_nan ? may_be : !is_hit) << name_of(isa) << ' ' << image << ' ' << y << ' ' << column;
       }
     }
+  }
+}
+
+// An image of three channels goes so where it pays, and where tiles may be that large.
+TEST(WinogradRows, FirstLayersTakeIt) {
+  test::ConvCase c;
+  c.in = 3, c.out = 16, c.h = c.w = 32, c.kh = c.kw = 3, c.top = c.left = c.bottom = c.right = 1;
+  const auto w = test::random_floats(c.out * c.in * 9, 2);
+  for (const Isa isa : available_isas()) {
+    PrepareOptions options{kernel::kernels_for(isa)};
+    const auto text = [&](Index stride) {
+      Window window = window_of(c);
+      window.stride = {1, stride, stride}, window.out = {1, c.h / stride, c.w / stride};
+      return ConvPlan(window, c.in, c.out, 1, w.data(), nullptr, {}, options, true).algorithm();
+    };
+    EXPECT_EQ(text(1), "winograd F(4x1,3x3)") << name_of(isa);
+    EXPECT_EQ(text(2), "row gemm");
+    options.winograd_tile = 2;
+    EXPECT_EQ(text(1), "row gemm");
   }
 }
 

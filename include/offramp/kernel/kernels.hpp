@@ -157,9 +157,9 @@ struct WinogradProducts {
 /// too short for the products of a whole tile. Of the six rows that it reads, `winograd_columns` made B^T d.
 struct WinogradRows {
   Index channels = 0;              ///< of the input
-  const float* columns = nullptr;  ///< six rows with their padding, of which three pixels more than `width` are read
-  Index row = 0;                   ///< floats from row to row
-  Index channel = 0, pixel = 0;    ///< and from channel to channel, from pixel to pixel
+  const float* columns = nullptr;  ///< six rows of each channel with their padding: two pixels more are read than
+                                   ///< `width` rounded up to a multiple of 16
+  Index row = 0, channel = 0;      ///< floats from row to row, and from channel to channel
   const float* weights = nullptr;  ///< transformed: blocks of 16 output channels, each [6][channels][3][16]
   const float* bias = nullptr;     ///< null, or the output channels padded to a multiple of 16
   float* out = nullptr;            ///< `rows` of `width` pixels
