@@ -8,6 +8,7 @@
 #include <random>
 #include <vector>
 
+#include "convolutions.hpp"
 #include "offramp/kernel/dispatch.hpp"
 #include "offramp/kernel/pack.hpp"
 #include "offramp/layer/conv.hpp"
@@ -15,13 +16,6 @@
 
 namespace offramp {
 namespace {
-
-Window window_of(const test::ConvCase& c) {
-  Window w;
-  w.in = {1, c.h, c.w}, w.out = {1, c.out_h(), c.out_w()}, w.kernel = {1, 3, 3};
-  w.begin = {0, c.top, c.left}, w.end = {0, c.bottom, c.right};
-  return w;
-}
 
 // The images with what stands around them.
 std::vector<float> padded(const test::ConvCase& c, std::span<const float> x, std::span<const float> padding) {
@@ -63,13 +57,8 @@ TEST(WinogradRows, EqualsSevenLoops) {
                                  w, std::span(b).first(static_cast<std::size_t>(c.out)));
     const auto outputs = static_cast<Index>(expected.size()), pixels = c.out_h() * c.out_w();
     const auto residual = test::random_floats(outputs, 4);
-    FusedTail tail;
     const int kind = trial % 4;
-    tail.activation = kind == 0   ? kernel::Unary::identity
-                      : kind == 1 ? kernel::Unary::relu
-                      : kind == 2 ? kernel::Unary::clip
-                                  : kernel::Unary::abs;
-    tail.alpha = -0.5f, tail.beta = 2.0f;
+    const FusedTail tail = test::tail_of(kind);
     double scale = 0;  // of the sums: a tail may cut the outputs down
     for (Index i = 0; i < outputs; ++i) {
       double& v = expected[static_cast<std::size_t>(i)];
@@ -77,9 +66,9 @@ TEST(WinogradRows, EqualsSevenLoops) {
       const Index image = i / (c.out * pixels), channel = i / pixels % c.out, pixel = i % pixels;
       if (has_residual)
         v += static_cast<double>(residual[static_cast<std::size_t>((image * pixels + pixel) * c.out + channel)]);
-      v = kind == 0 ? v : kind == 1 ? std::max(v, 0.0) : kind == 2 ? std::clamp(v, -0.5, 2.0) : std::fabs(v);
+      v = test::after_tail(kind, v);
     }
-    const WinogradRowsPlan plan(window_of(c), c.in, c.out, w.data(),
+    const WinogradRowsPlan plan(test::window_of(c), c.in, c.out, w.data(),
                                 has_padding ? std::span<const float>(padding) : std::span<const float>());
     for (const Isa isa : available_isas()) {
       std::vector<float> alone;
@@ -111,7 +100,7 @@ TEST(WinogradRows, NaNStaysNearby) {
   auto x = test::random_floats(c.batch * c.in * c.h * c.w, 1);
   const auto w = test::random_floats(c.out * c.in * 9, 2);
   x[static_cast<std::size_t>((c.in + 1) * c.h * c.w + 10 * c.w + 7)] = NAN;  // of the second image
-  const WinogradRowsPlan plan(window_of(c), c.in, c.out, w.data(), {});
+  const WinogradRowsPlan plan(test::window_of(c), c.in, c.out, w.data(), {});
   for (const Isa isa : available_isas()) {
     std::vector<float> out(static_cast<std::size_t>(c.batch * c.h * c.w * c.out));
     const auto scratch = allocate_aligned(plan.scratch_bytes(1));
@@ -136,7 +125,7 @@ TEST(WinogradRows, FirstLayersTakeIt) {
   for (const Isa isa : available_isas()) {
     PrepareOptions options{kernel::kernels_for(isa)};
     const auto text = [&](Index stride) {
-      Window window = window_of(c);
+      Window window = test::window_of(c);
       window.stride = {1, stride, stride}, window.out = {1, c.h / stride, c.w / stride};
       return ConvPlan(window, c.in, c.out, 1, w.data(), nullptr, {}, options, true).algorithm();
     };

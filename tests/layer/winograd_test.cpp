@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "convolutions.hpp"
 #include "graphs.hpp"
 #include "offramp/graph/model.hpp"
 #include "offramp/kernel/dispatch.hpp"
@@ -40,23 +41,16 @@ TEST(Winograd, EqualsSevenLoops) {
     const Index outputs = c.batch * c.out * c.out_h() * c.out_w();
     const auto residual = test::random_floats(outputs, 4);
     auto expected = test::conv2d(c, x, w, std::span(b).first(static_cast<std::size_t>(c.out)));
-    FusedTail tail;
     const int kind = trial % 4;
-    tail.activation = kind == 0   ? kernel::Unary::identity
-                      : kind == 1 ? kernel::Unary::relu
-                      : kind == 2 ? kernel::Unary::clip
-                                  : kernel::Unary::abs;
-    tail.alpha = -0.5f, tail.beta = 2.0f;
+    const FusedTail tail = test::tail_of(kind);
     double scale = 0;  // of the sums: a tail may cut the outputs down
     for (std::size_t i = 0; i < expected.size(); ++i) {
       double& v = expected[i];
       scale = std::max(scale, std::fabs(v));
       v += static_cast<double>(residual[i]);
-      v = kind == 0 ? v : kind == 1 ? std::max(v, 0.0) : kind == 2 ? std::clamp(v, -0.5, 2.0) : std::fabs(v);
+      v = test::after_tail(kind, v);
     }
-    Window window;
-    window.in = {1, c.h, c.w}, window.out = {1, c.out_h(), c.out_w()}, window.kernel = {1, 3, 3};
-    window.begin = {0, c.top, c.left}, window.end = {0, c.bottom, c.right};
+    const Window window = test::window_of(c);
     const auto in = channels_last(x, c.batch, c.in, c.h * c.w),
                extra = channels_last(residual, c.batch, c.out, c.out_h() * c.out_w());
     for (const ConvMethod& method : {ConvMethod{2}, {4}, {6}, {2, true}, {4, true}, {4, false, true}}) {

@@ -193,7 +193,7 @@ class ConvPlan {
     g.columns_outside = kernel::prefer_columns_outside(g.m, out_group, taps_ * run_);
     if (!joined) g.offsets = offsets_.data();
     for (Index image = 0; image < (joined ? 1 : batch); ++image) {
-      const float* x = in + image * w_.in_count() * in_channels_;
+      const float* x = in + image * image_size();
       kernel::Gemm one = g;
       for (Index group = 0; group < group_; ++group) {
         one.a = x + group * (in_channels_ / group_);
@@ -267,7 +267,7 @@ class ConvPlan {
     if (spatial_) g.offsets = offsets_.data();
     for (Index image = 0; image < (spatial_ ? batch : 1); ++image) {
       if (spatial_) {
-        padded_halves(in + image * w_.in_count() * in_channels_, half, kernels);
+        padded_halves(in + image * image_size(), half, kernels);
       } else {
         kernels.bf16->convert(in, half, batch * pixels * in_channels_);
         half[batch * pixels * in_channels_] = 0;  // an odd run reads one more, and a NaN there times 0 were a NaN
@@ -388,8 +388,7 @@ class ConvPlan {
     const Index count = w_.out[0] * w_.out[1], length = g.m * out_channels_;
     const bool pays = count * length * taps_ * run_ >= kernel::least_parallel_macs;
     for (Index image = 0; image < batch; ++image) {
-      const float* x =
-          padded(in + image * w_.in_count() * in_channels_, reinterpret_cast<float*>(scratch), kernels, executor);
+      const float* x = padded(in + image * image_size(), reinterpret_cast<float*>(scratch), kernels, executor);
       kernel::each_range(pays ? executor : ExecutorRef(), count, 1, [&](kernel::Range some) {
         kernel::Gemm one = g;
         for (Index r = some.first; r < some.last; ++r) {
@@ -427,7 +426,7 @@ class ConvPlan {
       const Index image = part / bands;
       const kernel::Range rows = kernel::part_of(w_.out[1], 1, bands, part % bands);
       kernel::Depthwise one = d;
-      one.in = in + image * w_.in_count() * in_channels_;
+      one.in = in + image * image_size();
       one.out = out + image * outputs + rows.first * row;
       one.first_row = rows.first, one.out_h = rows.last - rows.first;
       kernels.depthwise(one);
