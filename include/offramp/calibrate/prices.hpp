@@ -57,20 +57,18 @@ inline ExitPrices measured_prices(const Model& model, std::span<const float> sam
 }
 
 /// Time as a sum: executed FLOPs, and those that a core could do while the bytes of a layer move between caches and
-/// registers. Two FLOPs a byte is what a Zen 4 core shows: stages and heads of four networks within 11 % (standard
-/// deviation), where executed FLOPs alone are off by 34 %, as small heads are mostly bytes. Operations on bytes count
-/// as many fewer as the CPU does at once. Weights come from L3 beside the work; where that is less than six FLOPs for
-/// each of their bytes, it is they that take the time (measured on a Xeon at heads that pool a map and multiply it by
-/// 26 KB).
+/// registers. Weights come beside the work; where that is less than the FLOPs which their bytes are worth, it is they
+/// that take the time. On a Zen 5 stages and heads of seven networks with exits are within 6 % (standard deviation),
+/// where executed FLOPs alone are off by 34 %, as small heads are mostly bytes (`bench/prices.cpp`).
 inline ExitPrices modelled_prices(const Model& model) {
   const auto exits = static_cast<std::size_t>(model.exit_count());
   ExitPrices p{std::vector<double>(exits, 0.0), std::vector<double>(exits, 0.0), 0};
   for (const LayerInfo& l : model.layers()) {
-    const int side_by_side = l.cost.integer > 0 ? byte_multiply_adds(model.isa()) : 1;
+    const double speedup = l.cost.integer > 0 ? kernel::byte_speedup(model.isa()) : 1;
     (l.is_head ? p.heads : p.stages)[static_cast<std::size_t>(l.exit)] +=
-        std::max(static_cast<double>(l.cost.executed) / side_by_side,
-                 kernel::flops_per_weight_byte * static_cast<double>(l.weight_bytes)) +
-        kernel::flops_per_byte * static_cast<double>(l.bytes);
+        std::max(static_cast<double>(l.cost.executed) / speedup,
+                 static_cast<double>(kernel::flops_per_weight_byte() * l.weight_bytes)) +
+        static_cast<double>(kernel::flops_per_byte * l.bytes);
   }
   return p;
 }

@@ -20,7 +20,6 @@
 #include "offramp/graph/model_data.hpp"
 #include "offramp/graph/passes.hpp"
 #include "offramp/graph/samples.hpp"
-#include "offramp/kernel/cost.hpp"
 #include "offramp/kernel/dispatch.hpp"
 
 namespace offramp {
@@ -430,7 +429,7 @@ OFFRAMP_SEPARABLE OFFRAMP_COLD void Model::Data::pack(Data& d, const Inference& 
 // convolution.
 OFFRAMP_SEPARABLE OFFRAMP_COLD void Model::Data::look_ahead(Data& d) {
   constexpr std::size_t least = 1 << 10, most = 32 << 10;
-  constexpr Index least_work = kernel::flops_per_byte + kernel::flops_per_weight_byte;  // a byte; less waits
+  constexpr Index least_work = 8;  // FLOPs a byte; less waits
   const auto weights_of = [&](const Step& s) {
     std::span<const std::byte> weights = s.op->packed();
     if (!weights.empty()) return weights;

@@ -685,9 +685,10 @@ class FuseAttention {
   double scale_ = 1;
 };
 
-/// Puts the weights of the product that alone reads a GridPool into the order in which it computes cells, channels
-/// last: then it turns nothing.
-inline void order_by_cells(Graph& g, Node& grid, Index channels, const Matcher& m) {
+/// Puts the weights of the product that alone reads a GridPool of an image [N, C, height, width] into the order in
+/// which it computes cells, channels last, and divides those of averages: then it turns and divides nothing.
+inline void order_by_cells(Graph& g, Node& grid, const Shape& image, const Matcher& m) {
+  const Index channels = image[1];
   const ValueId out = grid.outputs[0];
   const auto product = std::find_if(g.nodes.begin(), g.nodes.end(), [&](const Node& n) {
     return n.op == "Gemm" && n.inputs[0] == out && n.integer("transA", 0) == 0 && n.integer("transB", 0) == 1;
@@ -703,8 +704,11 @@ inline void order_by_cells(Graph& g, Node& grid, Index channels, const Matcher& 
   const float* from = w.view().f32();
   for (Index row = 0; row < w.shape()[0]; ++row) {
     for (const Index p : parts) {
+      const Index n = p * p * channels;
       kernel::transpose(from, channels, p * p, to);
-      from += p * p * channels, to += p * p * channels;
+      const float cell = p > 0 ? static_cast<float>(grid_cell(image[2], image[3], p)) : 1;
+      for (Index i = 0; i < n; ++i) to[i] /= cell;
+      from += n, to += n;
     }
   }
   product->inputs[1] = g.add_constant(g[product->inputs[1]].name + ".by_cells", std::move(ordered));
@@ -747,8 +751,10 @@ inline void join_pools(Graph& g, const Inference& shapes) {
           fits = fits && stride[u] == axis.stride && kernel[u] == axis.kernel;
         }
       }
+      const Index part = average ? grid : -grid;
+      fits = fits && std::find(parts.begin(), parts.end(), part) == parts.end();
       if (!fits) break;
-      parts.push_back(average ? grid : -grid);
+      parts.push_back(part);
       used.push_back(flatten);
       used.push_back(pool);
     }
@@ -762,7 +768,7 @@ inline void join_pools(Graph& g, const Inference& shapes) {
     concat.attributes.clear();
     concat.set("parts", std::move(parts));
     concat.inputs = {image};
-    order_by_cells(g, concat, shapes.views[static_cast<std::size_t>(image)].shape[1], m);
+    order_by_cells(g, concat, shapes.views[static_cast<std::size_t>(image)].shape, m);
     m = Matcher(g);
   }
   erase_marked(g);

@@ -13,4 +13,9 @@ struct GridAxis {
   constexpr GridAxis(Index size, Index cells) noexcept : stride(size / cells), kernel(size - stride * (cells - 1)) {}
 };
 
+/// Elements of a cell where an image of height times width has `grid` times `grid` cells.
+constexpr Index grid_cell(Index height, Index width, Index grid) noexcept {
+  return GridAxis(height, grid).kernel * GridAxis(width, grid).kernel;
+}
+
 }  // namespace offramp

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <limits>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "offramp/kernel/pack.hpp"
@@ -251,12 +252,13 @@ class PoolOperation final : public Operation {
 /// part [C][cell] as the poolings it stands for had it.
 class GridPoolOperation final : public Operation {
  public:
-  /// `parts`: the grid of each part, negative for a maximum; positive for an average. With `by_cells` channels are the
-  /// last axis of a part, not the first.
+  /// `parts`: the grid of each part, negative for a maximum; positive for an average; none twice. With `by_cells` a
+  /// part is [cell][C], and sums stand where the averages are, so that each is written where it stays.
   GridPoolOperation(const Node& node, Index)
       : parts_(node.integers("parts")), by_cells_(node.integer("by_cells", 0) != 0) {
     for (const Index p : parts_) {
       OFFRAMP_REQUIRE(p != 0, "a grid has no cells");
+      OFFRAMP_REQUIRE(std::count(parts_.begin(), parts_.end(), p) == 1, "a part stands twice");
       const Index g = p < 0 ? -p : p;
       if (std::find(grids_.begin(), grids_.end(), g) == grids_.end()) grids_.push_back(g);
       is_average_ = is_average_ || p > 0;
@@ -290,13 +292,15 @@ class GridPoolOperation final : public Operation {
     const Index h = x.shape[1], w = x.shape[2], c = x.shape[3], features = y.shape[1];
     for (Index i = 0; i < x.shape[0]; ++i) {
       const float* image = x.f32() + i * h * w * c;
-      float* cells = reinterpret_cast<float*>(run.scratch);  // of each grid: sums, then maxima, [cell][channel]
+      float* out = y.as<float>() + i * features;
+      float* scratch = reinterpret_cast<float*>(run.scratch);
+      const float *fine_sum = nullptr, *fine_largest = nullptr;  // of the finest grid
+      const Index finest = grids_.front();
       for (const Index g : grids_) {
-        float *sum = cells, *largest = cells + g * g * c;
-        const bool divides =
-            g < grids_.front() && grids_.front() % g == 0 && h % grids_.front() == 0 && w % grids_.front() == 0;
+        float *sum = place(g, c, out, scratch), *largest = place(-g, c, out, scratch);
+        const bool divides = g < finest && finest % g == 0 && h % finest == 0 && w % finest == 0;
         if (divides) {
-          combine(reinterpret_cast<const float*>(run.scratch), grids_.front(), g, c, sum, largest, run.kernels);
+          combine(fine_sum, fine_largest, finest, g, c, sum, largest, run.kernels);
         } else {
           const GridAxis down(h, g), across(w, g);
           for (Index k = 0; k < g * g; ++k) {
@@ -305,35 +309,39 @@ class GridPoolOperation final : public Operation {
                                   is_maximum_ ? largest + k * c : nullptr);
           }
         }
-        write(g, h, w, c, sum, largest, y.as<float>() + i * features, run.kernels);
-        cells += 2 * g * g * c;
+        if (g == finest) fine_sum = sum, fine_largest = largest;
+        if (!by_cells_) turn(g, h, w, c, sum, largest, out);
       }
     }
     return true;
   }
 
  private:
+  // Where the numbers of a part go: where they stay, or else to the next place in `scratch`.
+  float* place(Index part, Index c, float* out, float*& scratch) const noexcept {
+    for (const Index p : parts_) {
+      if (by_cells_ && p == part) return out;
+      out += p * p * c;
+    }
+    return std::exchange(scratch, scratch + part * part * c);
+  }
   // A coarse grid from the cells of a fine one that it divides.
-  void combine(const float* fine, Index from, Index to, Index c, float* sum, float* largest,
-               const kernel::Kernels& kernels) const noexcept {
+  void combine(const float* fine_sum, const float* fine_largest, Index from, Index to, Index c, float* sum,
+               float* largest, const kernel::Kernels& kernels) const noexcept {
     const Index ratio = from / to;
     for (Index k = 0; k < to * to; ++k) {
       const Index first = (k / to * ratio * from + k % to * ratio) * c;
-      kernels.pool_cell(fine + first, from * c, ratio, ratio, c, is_average_ ? sum + k * c : nullptr, nullptr);
-      if (is_maximum_)
-        kernels.pool_cell(fine + from * from * c + first, from * c, ratio, ratio, c, nullptr, largest + k * c);
+      if (is_average_) kernels.pool_cell(fine_sum + first, from * c, ratio, ratio, c, sum + k * c, nullptr);
+      if (is_maximum_) kernels.pool_cell(fine_largest + first, from * c, ratio, ratio, c, nullptr, largest + k * c);
     }
   }
-  void write(Index g, Index h, Index w, Index c, const float* sum, const float* largest, float* out,
-             const kernel::Kernels& kernels) const noexcept {
-    const GridAxis down(h, g), across(w, g);
-    const float scale = 1 / static_cast<float>(down.kernel * across.kernel);
+  // The parts of a grid, averages instead of sums, channels first.
+  void turn(Index g, Index h, Index w, Index c, const float* sum, const float* largest, float* out) const noexcept {
     for (const Index p : parts_) {
       if (p == g || p == -g) {
         const float* from = p > 0 ? sum : largest;
-        const float factor = p > 0 ? scale : 1;
-        if (by_cells_) kernels.binary(kernel::Binary::mul, from, 1, &factor, 0, out, g * g * c);
-        for (Index k = 0; k < g * g && !by_cells_; ++k) {
+        const float factor = p > 0 ? 1 / static_cast<float>(grid_cell(h, w, g)) : 1;
+        for (Index k = 0; k < g * g; ++k) {
           for (Index i = 0; i < c; ++i) out[i * g * g + k] = from[k * c + i] * factor;
         }
       }
