@@ -163,6 +163,43 @@ TEST(Passes, AddOfOneValueTwiceStays) {
   expect_same(Model(b.g), {2, 3, 6, 6});
 }
 
+// Poolings of 2 x 2 move into a convolution that may go by Winograd's algorithm; whichever it then takes pools.
+TEST(Passes, PoolingsMoveIntoConvolutions) {
+  const auto network = [](const std::string& pool, std::vector<Attribute> how, Index stride, bool read_twice) {
+    test::Builder b;
+    b.g.opset = 13;
+    const std::vector<Index> pads{1, 1, 1, 1}, strides{stride, stride};
+    const auto x = b.input("x", {dynamic, 12, 11, 18});
+    const auto y = b.node("Relu", {b.node("Conv", {x, b.constant({20, 12, 3, 3}, 1), b.constant({20}, 2)},
+                                          {{"pads", pads}, {"strides", strides}})});
+    how.emplace_back("kernel_shape", std::vector<Index>{2, 2});
+    b.output(b.node(pool, {y}, how), "y");
+    if (read_twice) b.output(b.node("GlobalAveragePool", {y}), "z");
+    return b.g;
+  };
+  const Attribute twos{"strides", std::vector<Index>{2, 2}};
+  const auto fused = [&](const Graph& g, const ModelOptions& o = {}) {
+    const Model m(g, o);
+    for (const Index batch : {1, 3}) expect_same(m, {batch, 12, 11, 18});
+    const auto ops = operators_of(m);
+    return std::count(ops.begin(), ops.end(), "Conv+Relu+MaxPool") +
+           std::count(ops.begin(), ops.end(), "Conv+Relu+AveragePool");
+  };
+  for (const Isa isa : available_isas()) {
+    for (const Index tile : {0, 2, 4, 6}) {
+      ModelOptions o;
+      o.isa = isa, o.winograd_tile = tile;
+      for (const char* pool : {"MaxPool", "AveragePool"}) EXPECT_EQ(fused(network(pool, {twos}, 1, false), o), 1);
+    }
+  }
+  const Attribute ends{"pads", std::vector<Index>{0, 0, 1, 1}}, ceil{"ceil_mode", Index{1}};
+  EXPECT_EQ(fused(network("MaxPool", {}, 1, false)), 0);                // overlap
+  EXPECT_EQ(fused(network("AveragePool", {twos, ends}, 1, false)), 0);  // a padding
+  EXPECT_EQ(fused(network("MaxPool", {twos, ceil}, 1, false)), 0);      // a window that is cut off
+  EXPECT_EQ(fused(network("MaxPool", {twos}, 2, false)), 0);            // no convolution for Winograd
+  EXPECT_EQ(fused(network("MaxPool", {twos}, 1, true)), 0);             // another reader
+}
+
 // Means and maxima of grids are one pass; where one product alone reads them, its weights take their order.
 TEST(Passes, PooledGridsAreOnePass) {
   for (const bool is_read_twice : {false, true}) {

@@ -49,8 +49,9 @@ TEST(Tune, AModelUsesTheMethodsThatItIsGiven) {
       options.bf16 = method.halves;
       options.conv_methods = std::make_shared<ConvMethods>(ConvMethods{{"square", method}, {"depthwise", method}});
       const Model m(g, options);
-      const bool has_it = !method.columns && (!method.halves || kernel::kernels_for(isa).bf16) &&
-                          (!method.plain_weights || kernel::kernels_for(isa).winograd_products);
+      const kernel::Kernels& kernels = kernel::kernels_for(isa);
+      const bool has_it = !method.columns && method.m <= kernels.winograd_tile && (!method.halves || kernels.bf16) &&
+                          (!method.plain_weights || kernels.winograd_products);
       const std::string text = algorithm_of(m, "square");
       if (has_it) {
         EXPECT_EQ(text.find("winograd F(" + std::to_string(method.m)) != std::string::npos, method.m > 0) << text;

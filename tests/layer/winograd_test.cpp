@@ -56,6 +56,7 @@ TEST(Winograd, EqualsSevenLoops) {
     for (const ConvMethod& method : {ConvMethod{2}, {4}, {6}, {2, true}, {4, true}, {4, false, true}}) {
       const double tolerance = method.halves ? (method.m == 4 ? 0.12 : 0.02) : method.m == 6 ? 4e-5 : 1e-5;
       for (const Isa isa : available_isas()) {
+        if (method.m > kernel::kernels_for(isa).winograd_tile) continue;
         if (method.halves && !kernel::kernels_for(isa).bf16) continue;
         if (method.plain_weights && !kernel::kernels_for(isa).winograd_products) continue;
         std::vector<float> alone;
@@ -80,6 +81,63 @@ TEST(Winograd, EqualsSevenLoops) {
             ASSERT_EQ(y, alone);
           }
           alone = y;
+        }
+      }
+    }
+  }
+}
+
+// Windows of 2 x 2 behind the tail, in registers or behind a copy of the tile: sizes that leave a row or a column out,
+// tiles at every edge, channels that fill no vector.
+TEST(Winograd, PoolsWhatItWrites) {
+  std::mt19937 engine(5);
+  const auto pick = [&](std::initializer_list<Index> from) { return *(from.begin() + engine() % from.size()); };
+  ThreadPool pool(3);
+  for (int trial = 0; trial < 64; ++trial) {
+    test::ConvCase c;
+    c.batch = pick({1, 3}), c.h = pick({2, 5, 8, 13}), c.w = pick({3, 6, 9, 20});
+    c.in = pick({1, 16, 19}), c.out = pick({3, 16, 21, 48});
+    c.kh = c.kw = 3, c.top = c.left = c.right = 1, c.bottom = pick({0, 1, 2});
+    if (c.out_h() < 2 || c.out_w() < 2) continue;
+    const auto x = test::random_floats(c.batch * c.in * c.h * c.w, 10 + static_cast<unsigned>(trial)),
+               w = test::random_floats(c.out * c.in * 9, 2), b = test::random_floats(kernel::padded_columns(c.out), 3);
+    const auto sums = test::conv2d(c, x, w, std::span(b).first(static_cast<std::size_t>(c.out)));
+    const int kind = trial % 4;
+    FusedTail tail = test::tail_of(kind);
+    tail.pooling = trial / 4 % 2 == 0 ? kernel::Pooling::maximum : kernel::Pooling::average;
+    const Index rows = c.out_h() / 2, columns = c.out_w() / 2, planes = c.batch * c.out;
+    std::vector<double> expected;
+    for (Index i = 0; i < planes * rows * columns; ++i) {
+      const Index at = (i / columns / rows * c.out_h() + i / columns % rows * 2) * c.out_w() + i % columns * 2;
+      double largest = -INFINITY, sum = 0;
+      for (const Index k : {Index{0}, Index{1}, c.out_w(), c.out_w() + 1}) {
+        const double v = test::after_tail(kind, sums[static_cast<std::size_t>(at + k)]);
+        largest = std::max(largest, v), sum += v;
+      }
+      expected.push_back(tail.pooling == kernel::Pooling::maximum ? largest : sum / 4);
+    }
+    const auto in = channels_last(x, c.batch, c.in, c.h * c.w);
+    const double scale = std::fabs(*std::max_element(
+        sums.begin(), sums.end(), [](double a, double other) { return std::fabs(a) < std::fabs(other); }));
+    for (const ConvMethod& method : {ConvMethod{2}, {4}, {6}, {4, false, true}}) {
+      for (const Isa isa : available_isas()) {
+        const kernel::Kernels& kernels = kernel::kernels_for(isa);
+        if (method.m > kernels.winograd_tile || (method.plain_weights && !kernels.winograd_products)) continue;
+        for (const bool threaded : {false, true}) {
+          const WinogradPlan plan(test::window_of(c), c.in, c.out, method, w.data());
+          std::vector<float> out(expected.size() + 1, NAN);  // one more, which is not written
+          const auto scratch = allocate_aligned(plan.scratch_bytes(c.batch, threaded ? 3 : 1));
+          plan.forward(in.data(), b.data(), nullptr, out.data(), c.batch, tail, scratch.get(), kernels,
+                       threaded ? ExecutorRef(pool) : ExecutorRef());
+          const Index pixels = rows * columns;
+          for (std::size_t i = 0; i < expected.size(); ++i) {
+            const auto u = static_cast<Index>(i);
+            const Index image = u / (c.out * pixels), channel = u / pixels % c.out, pixel = u % pixels;
+            const float y = out[static_cast<std::size_t>((image * pixels + pixel) * c.out + channel)];
+            ASSERT_LT(std::fabs(static_cast<double>(y) - expected[i]), 4e-5 * scale)
+                << c.text() << " " << plan.text() << " " << name_of(isa) << " tail " << kind;
+          }
+          ASSERT_TRUE(std::isnan(out.back())) << c.text() << " " << plan.text();
         }
       }
     }

@@ -95,6 +95,7 @@ OFFRAMP_SEPARABLE OFFRAMP_COLD void Model::Data::rewrite(Data& d, const Inferenc
   passes::FuseAttention(g, two, three).run();
   passes::fuse_matmul_bias(g);
   passes::fuse_tails(g, two);
+  passes::fuse_poolings(g, two);
   passes::join_pools(g, two);
   passes::join_slices(g, two, three);
   passes::ChannelsLast(g, two).run();
@@ -213,6 +214,7 @@ OFFRAMP_SEPARABLE OFFRAMP_COLD void Model::Data::plan(Data& d) {
     layer.op = nodes[i].op;
     if (const std::string fused = nodes[i].text("offramp.activation", ""); !fused.empty()) layer.op += "+" + fused;
     if (passes::takes_tail(nodes[i]) && nodes[i].input(3) != no_value) layer.op += "+Add";
+    if (const std::string pool = nodes[i].text("offramp.pooling", ""); !pool.empty()) layer.op += "+" + pool;
     for (const int origin : nodes[i].origins) {
       layer.cost.macs += nominal[static_cast<std::size_t>(origin)].macs;
       layer.cost.flops += nominal[static_cast<std::size_t>(origin)].flops;

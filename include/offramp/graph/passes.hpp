@@ -445,6 +445,30 @@ inline void fuse_tails(Graph& g, const Inference& shapes) {
   g.sort();
 }
 
+/// Poolings of windows of 2 x 2 move into the convolution in front of them, where Winograd's tiles are in cache.
+inline void fuse_poolings(Graph& g, const Inference& shapes) {
+  const auto shape = [&](ValueId v) -> const Shape& { return shapes.views[static_cast<std::size_t>(v)].shape; };
+  Matcher m(g);
+  for (Node& pool : g.nodes) {
+    if ((pool.op != "MaxPool" && pool.op != "AveragePool") || pool.outputs.size() != 1 || !m.is_private(pool.inputs[0]))
+      continue;
+    Node* conv = m.producer(pool.inputs[0], "Conv");
+    if (!conv || conv->input(3) != no_value) continue;
+    const Shape &x = shape(conv->inputs[0]), &image = shape(pool.inputs[0]), &out = shape(pool.outputs[0]);
+    if (image.rank() != 4 || out[2] != image[2] / 2 || out[3] != image[3] / 2) continue;
+    const Window window = WindowAttributes(pool).resolve(image, false),
+                 own = WindowAttributes(*conv).resolve(x, shape(conv->inputs[1]), false);
+    constexpr std::array<Index, 3> one{1, 1, 1}, two{1, 2, 2};
+    if (window.kernel != two || window.stride != two || window.dilation != one || window.padded() != window.in ||
+        !WinogradPlan::fits(own, conv->integer("group", 1)))
+      continue;
+    conv->set("offramp.pooling", pool.op);
+    take_output(*conv, pool);
+    m = Matcher(g);
+  }
+  erase_marked(g);
+}
+
 /// Joins a Slice, or several that follow each other, with the Slice or Pad behind them: the shortcut of a residual
 /// block that halves the image takes two and pads the channels. `shapes` and `other` were inferred with different
 /// batches.

@@ -17,6 +17,9 @@ constexpr Index padded_columns(Index n) noexcept {
   return (n + column_block - 1) / column_block * column_block;
 }
 
+/// What is made of the numbers of a window; of those that a convolution takes behind it, 2 x 2 of them.
+enum class Pooling : std::uint8_t { none, average, maximum };
+
 /// Functions of one variable with a vector kernel. `alpha` and `beta` mean what ONNX means by them.
 enum class Unary : std::uint8_t {
   identity,
@@ -131,6 +134,7 @@ struct Winograd {
   const float* residual = nullptr;  ///< output only: null, or of the output's shape
   Unary activation = Unary::identity;
   float alpha = 0, beta = 0;
+  Pooling pooling = Pooling::none;  ///< output only, without a residual: what is written has half the rows and columns
 
   Index points() const noexcept { return (m + 2) * (m + 2); }
   Index tiles_down() const noexcept { return (out_h + m - 1) / m; }
@@ -189,9 +193,11 @@ struct Kernels {
   void (*dot_gemm)(const DotGemm&) noexcept;
   void (*blocked_gemm)(const BlockedGemm&) noexcept;
   void (*depthwise)(const Depthwise&) noexcept;
+  /// Largest Winograd tile. With 16 registers of four lanes that of 6 x 6 is worth neither its time nor its code.
+  Index winograd_tile;
   /// Input [batch][in_h][in_w][channels] to transformed tiles.
   void (*winograd_input)(const Winograd&, const float* in, float* tiles) noexcept;
-  /// Products of transformed tiles to output [batch][out_h][out_w][channels].
+  /// Products of transformed tiles to output [batch][out_h][out_w][channels], or half of its rows and columns.
   void (*winograd_output)(const Winograd&, const float* tiles, float* out) noexcept;
   /// Null where the registers are too few.
   void (*winograd_products)(const WinogradProducts&) noexcept;

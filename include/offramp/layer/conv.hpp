@@ -128,7 +128,8 @@ class ConvPlan {
   }
 
   std::size_t scratch_bytes(Index batch, Index threads = 1) const noexcept {
-    return own_bytes(batch, threads) + (turns() ? static_cast<std::size_t>(batch * image_size()) * sizeof(float) : 0);
+    return turned_at(batch, threads) + floats_for(turns() ? batch * image_size() : 0) +
+           floats_for(pools_after() ? batch * w_.out_count() * out_channels_ : 0);
   }
 
   std::string algorithm() const {
@@ -157,13 +158,35 @@ class ConvPlan {
                                           : weights_.raw();
   }
 
-  /// `in` is [batch][spatial...][channels], or with `planes` [batch][channels][spatial...], `residual` (or null) and
-  /// `out` are [batch][spatial...][channels]; `next` as in `OperationRun`.
+  /// `in` is [batch][spatial...][channels], or with `planes` [batch][channels][spatial...], `residual` (or null; it is
+  /// in front of a pooling) and `out` are [batch][spatial...][channels]; `next` as in `OperationRun`.
   void forward(const float* in, const float* residual, float* out, Index batch, std::byte* scratch,
                const kernel::Kernels& kernels, ExecutorRef executor = {},
                std::span<const std::byte> next = {}) const noexcept {
+    if (!pools_after()) return convolve(in, residual, out, batch, scratch, kernels, executor, next);
+    const Index size = w_.out_count() * out_channels_;
+    auto* whole =
+        reinterpret_cast<float*>(scratch + scratch_bytes(batch, executor.threads()) - floats_for(batch * size));
+    convolve(in, residual, whole, batch, scratch, kernels, executor, next);
+    kernel::Pool2d p;
+    p.maximum = tail_.pooling == kernel::Pooling::maximum;
+    p.channels = out_channels_, p.in_h = w_.out[1], p.in_w = w_.out[2], p.out_h = w_.out[1] / 2,
+    p.out_w = w_.out[2] / 2;
+    p.kernel_h = p.kernel_w = p.stride_h = p.stride_w = 2;
+    executor.each(batch, [&](Index i) {
+      kernel::Pool2d one = p;
+      one.in = whole + i * size, one.out = out + i * p.out_h * p.out_w * out_channels_;
+      kernels.pool2d(one);
+    });
+  }
+
+ private:
+  enum class Kind { indirect, pointwise, rows, depthwise, winograd, winograd_rows, bf16 };
+
+  void convolve(const float* in, const float* residual, float* out, Index batch, std::byte* scratch,
+                const kernel::Kernels& kernels, ExecutorRef executor, std::span<const std::byte> next) const noexcept {
     if (turns()) {
-      auto* turned = reinterpret_cast<float*>(scratch + own_bytes(batch, executor.threads()));
+      auto* turned = reinterpret_cast<float*>(scratch + turned_at(batch, executor.threads()));
       const Index rows = planes_ ? in_channels_ : w_.in_count(), columns = planes_ ? w_.in_count() : in_channels_;
       for (Index i = 0; i < batch; ++i)
         kernel::transpose(in + i * image_size(), rows, columns, turned + i * image_size());
@@ -207,17 +230,20 @@ class ConvPlan {
     }
   }
 
- private:
-  enum class Kind { indirect, pointwise, rows, depthwise, winograd, winograd_rows, bf16 };
-
   // Whether the input's channels stand where this kind does not read them.
   bool turns() const noexcept {
     if (kind_ == Kind::rows) return false;  // copies its input anyway
     return planes_ != (kind_ == Kind::winograd_rows);
   }
+  // Whether its pooling is a step of its own; Winograd's tiles are pooled where they are written.
+  bool pools_after() const noexcept { return tail_.pooling != kernel::Pooling::none && kind_ != Kind::winograd; }
   Index image_size() const noexcept { return w_.in_count() * in_channels_; }
-  // Scratch without that of the turning, a multiple of a cache line.
-  std::size_t own_bytes(Index batch, Index threads) const noexcept {
+  // Scratch for so many numbers, a multiple of a cache line.
+  static std::size_t floats_for(Index n) noexcept {
+    return (static_cast<std::size_t>(n) * sizeof(float) + alignment - 1) / alignment * alignment;
+  }
+  // Where in the scratch memory the turned input begins, behind what the kernels take: at a multiple of a cache line.
+  std::size_t turned_at(Index batch, Index threads) const noexcept {
     std::size_t bytes = 0;
     if (kind_ == Kind::winograd) {
       bytes = winograd_.scratch_bytes(batch, threads);
@@ -301,7 +327,7 @@ class ConvPlan {
     if (method.halves && (!halves || method.m == 6 || method.plain_weights)) return false;
     if (method.m == 0)
       return !method.plain_weights && !method.columns && (!method.halves || w_.dilation[2] == 1 || w_.is_pointwise());
-    if (method.m != 2 && method.m != 4 && method.m != 6) return false;
+    if ((method.m != 2 && method.m != 4 && method.m != 6) || method.m > options.kernels.winograd_tile) return false;
     if (method.plain_weights && (method.m != 4 || !options.kernels.winograd_products)) return false;
     if (method.columns) {
       return method.m == 4 && !method.halves && !method.plain_weights && method.m <= options.winograd_tile &&
@@ -487,10 +513,15 @@ class ConvOperation final : public Operation {
           "expected a bias of " + std::to_string(w.shape[0]) + " float32 elements, found shape " + b->shape.text());
     }
     const Window window = window_.resolve(x.shape, w.shape, !planes_);
-    const Shape shape = window.output(x.shape, w.shape[0], channels_last_);
+    Shape shape = window.output(x.shape, w.shape[0], channels_last_);
     if (const TensorView* r = optional_input(in, 3)) {
       OFFRAMP_REQUIRE(r->type == DType::f32 && r->shape == shape,
                       "residual " + r->shape.text() + " is not of shape " + shape.text());
+    }
+    if (tail_.pooling != kernel::Pooling::none) {
+      for (int a = 1; a < shape.rank(); ++a) {
+        if (a != (channels_last_ ? shape.rank() - 1 : 1)) shape[a] /= 2;
+      }
     }
     set_output(out[0], DType::f32, shape);
   }

@@ -10,10 +10,11 @@
 namespace offramp {
 
 /// The activation that the fusion pass wrote into a node's attributes `offramp.activation`, `offramp.alpha` and
-/// `offramp.beta`.
+/// `offramp.beta`, and behind it a pooling of windows of 2 x 2, in `offramp.pooling`.
 struct FusedTail {
   kernel::Unary activation = kernel::Unary::identity;
   float alpha = 0, beta = 0;
+  kernel::Pooling pooling = kernel::Pooling::none;
   Index executed = 0;  ///< executed FLOPs for each output element
 
   FusedTail() = default;
@@ -29,6 +30,11 @@ struct FusedTail {
       OFFRAMP_REQUIRE(f && f->kernel != kernel::Unary::count, "cannot fuse " + name);
       activation = f->kernel;
       executed = f->executed;
+    }
+    if (const std::string pool = node.text("offramp.pooling", ""); !pool.empty()) {
+      OFFRAMP_REQUIRE(pool == "MaxPool" || pool == "AveragePool", "cannot fuse " + pool);
+      pooling = pool == "MaxPool" ? kernel::Pooling::maximum : kernel::Pooling::average;
+      executed += 1;
     }
   }
 };

@@ -115,13 +115,15 @@ class WinogradPlan {
     return static_cast<std::size_t>(threads * slot(std::min(most_tiles(job_), all))) * sizeof(float);
   }
 
-  /// All [batch][h][w][channels]; `bias` and `residual` may be null; `next` as in `OperationRun`.
+  /// All [batch][h][w][channels]; `bias` and `residual` may be null, the latter is so in front of a pooling; `next` as
+  /// in `OperationRun`.
   void forward(const float* in, const float* bias, const float* residual, float* out, Index batch,
                const FusedTail& tail, std::byte* scratch, const kernel::Kernels& kernels, ExecutorRef executor,
                std::span<const std::byte> next = {}) const noexcept {
     kernel::Winograd output = t_;
     output.bias = bias, output.residual = residual;
     output.activation = tail.activation, output.alpha = tail.alpha, output.beta = tail.beta;
+    output.pooling = tail.pooling;
     const Index all = batch * tiles();
     const Parts shared = executor.threads() == 1 ? Parts{} : parts(batch, executor.threads());
     const Index panels = kernel::padded_columns(job_.out_channels) / kernel::column_block,
