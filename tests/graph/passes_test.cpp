@@ -170,8 +170,11 @@ TEST(Passes, PoolingsMoveIntoConvolutions) {
     b.g.opset = 13;
     const std::vector<Index> pads{1, 1, 1, 1}, strides{stride, stride};
     const auto x = b.input("x", {dynamic, 12, 11, 18});
-    const auto y = b.node("Relu", {b.node("Conv", {x, b.constant({20, 12, 3, 3}, 1), b.constant({20}, 2)},
-                                          {{"pads", pads}, {"strides", strides}})});
+    auto y =
+        b.node("Conv", {x, b.constant({20, 12, 3, 3}, 1), b.constant({20}, 2)}, {{"pads", pads}, {"strides", strides}});
+    const auto variance = b.constant(Tensor::of<float>({20}, test::random_floats(20, 6, 0.5f, 2.0f)));
+    y = b.node("BatchNormalization", {y, b.constant({20}, 3), b.constant({20}, 4), b.constant({20}, 5), variance});
+    y = b.node("Relu", {y});  // after a pass that made new weights
     how.emplace_back("kernel_shape", std::vector<Index>{2, 2});
     b.output(b.node(pool, {y}, how), "y");
     if (read_twice) b.output(b.node("GlobalAveragePool", {y}), "z");

@@ -453,11 +453,11 @@ inline void fuse_poolings(Graph& g, const Inference& shapes) {
     if ((pool.op != "MaxPool" && pool.op != "AveragePool") || pool.outputs.size() != 1 || !m.is_private(pool.inputs[0]))
       continue;
     Node* conv = m.producer(pool.inputs[0], "Conv");
-    if (!conv || conv->input(3) != no_value) continue;
+    if (!conv || conv->input(3) != no_value || !g.is_constant(conv->inputs[1])) continue;
     const Shape &x = shape(conv->inputs[0]), &image = shape(pool.inputs[0]), &out = shape(pool.outputs[0]);
     if (image.rank() != 4 || out[2] != image[2] / 2 || out[3] != image[3] / 2) continue;
     const Window window = WindowAttributes(pool).resolve(image, false),
-                 own = WindowAttributes(*conv).resolve(x, shape(conv->inputs[1]), false);
+                 own = WindowAttributes(*conv).resolve(x, g[conv->inputs[1]].constant.shape(), false);
     constexpr std::array<Index, 3> one{1, 1, 1}, two{1, 2, 2};
     if (window.kernel != two || window.stride != two || window.dilation != one || window.padded() != window.in ||
         !WinogradPlan::fits(own, conv->integer("group", 1)))
