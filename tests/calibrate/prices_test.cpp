@@ -2,6 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <utility>
+
 #include "graphs.hpp"
 
 namespace offramp {
@@ -39,6 +42,20 @@ TEST(Prices, CountWeightsThatNoWorkHides) {
   }
   EXPECT_DOUBLE_EQ(p.stages[0], stage);
   EXPECT_DOUBLE_EQ(p.heads[0], head);
+}
+
+// A head that no exit asks is nobody's, least of all the last stage's.
+TEST(Prices, LeaveOutWhatIsNoExit) {
+  Graph g = convolution_and_head(64);
+  const ExitPrices both = modelled_prices(Model(g));
+  g.metadata["offramp.exits"] = "logits";
+  const Model alone(std::move(g));
+  const ExitPrices p = modelled_prices(alone);
+  ASSERT_EQ(p.stages.size(), 1u);
+  EXPECT_DOUBLE_EQ(p.stages[0], both.stages[0] + both.stages[1]);
+  EXPECT_EQ(std::count_if(alone.layers().begin(), alone.layers().end(),
+                          [](const LayerInfo& l) { return l.exit < 0 && l.op == "Gemm"; }),
+            1);
 }
 
 }  // namespace

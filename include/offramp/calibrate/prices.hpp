@@ -64,6 +64,7 @@ inline ExitPrices modelled_prices(const Model& model) {
   const auto exits = static_cast<std::size_t>(model.exit_count());
   ExitPrices p{std::vector<double>(exits, 0.0), std::vector<double>(exits, 0.0), 0};
   for (const LayerInfo& l : model.layers()) {
+    if (l.exit < 0) continue;
     const double speedup = l.cost.integer > 0 ? kernel::byte_speedup(model.isa()) : 1;
     (l.is_head ? p.heads : p.stages)[static_cast<std::size_t>(l.exit)] +=
         std::max(static_cast<double>(l.cost.executed) / speedup,

@@ -59,7 +59,7 @@ struct LayerInfo {
   Cost cost;               ///< of one sample
   Index bytes = 0;         ///< that one sample reads and writes: inputs, outputs, constants; none where nothing moves
   Index weight_bytes = 0;  ///< of these, the constants
-  Index exit = 0;          ///< its stage, or the exit whose head it belongs to
+  Index exit = 0;          ///< its stage, or the exit whose head it belongs to; -1: of an output that is no exit
   bool is_head = false;
 };
 

@@ -342,7 +342,7 @@ OFFRAMP_SEPARABLE OFFRAMP_COLD void Model::Data::arrange(Data& d) {
   std::vector<Step> steps;
   std::vector<LayerInfo> layers;
   for (const std::size_t i : order) {
-    d.layers[i].exit = std::min<Index>(d.steps[i].exit, static_cast<Index>(last));
+    d.layers[i].exit = d.steps[i].exit == extra ? -1 : d.steps[i].exit;
     d.layers[i].is_head = d.steps[i].is_head;
     steps.push_back(std::move(d.steps[i]));
     layers.push_back(std::move(d.layers[i]));
