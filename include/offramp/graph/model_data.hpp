@@ -65,7 +65,7 @@ struct Model::Data {
   struct Block {
     std::size_t begin = 0, end = 0;
     Index threads = 1;
-    Index sample_bytes = 0;  // the most that one of the steps reads and writes for a sample
+    Index sample_bytes = 0;  // the most that one of the steps reads and writes for a sample; where `near`, with scratch
     Index least = 1;         // samples that a thread must have to read all weights for them
     bool near = false;       // chunks for L2, not L3
     bool whole = false;      // where samples are mixed, or a value that leaves is not one row for each of them
@@ -142,6 +142,7 @@ struct Model::Data {
     std::size_t first = 0, last = 0;
   };
   static Index place(std::span<const Piece> pieces, std::span<Index> offsets);
+  static Index scratch_of(const Data& d, const Step& s, Index samples, Index threads);
   static Memory plan_memory(const Data& d, Index n);
   static State state_of(const Data& d, Index capacity);
   static void bind(const Data& d, State& s, std::size_t block, Index thread, Index first, Index count) noexcept;

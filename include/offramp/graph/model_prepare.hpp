@@ -651,7 +651,12 @@ OFFRAMP_SEPARABLE OFFRAMP_COLD void Model::Data::cut_blocks(Data& d) {
         b.least = std::max(b.least, least[b.end++]);
       }
       b.least = std::max<Index>(1, b.least);
-      for (std::size_t i = b.begin; i < b.end; ++i) b.whole = b.whole || !d.steps[i].apart;
+      for (std::size_t i = b.begin; i < b.end; ++i) {
+        b.whole = b.whole || !d.steps[i].apart;
+        if (b.near && !d.single)  // what a sample takes of L2
+          b.sample_bytes =
+              std::max(b.sample_bytes, bytes[i] + scratch_of(d, d.steps[i], 2, 1) - scratch_of(d, d.steps[i], 1, 1));
+      }
       d.blocks.push_back(b);
       begin = b.end;
     }
@@ -695,6 +700,23 @@ OFFRAMP_SEPARABLE OFFRAMP_COLD Index Model::Data::place(std::span<const Piece> p
     placed.push_back(i);
   }
   return total;
+}
+
+// Scratch memory of a step for so many samples, whole cache lines.
+OFFRAMP_SEPARABLE OFFRAMP_COLD Index Model::Data::scratch_of(const Data& d, const Step& s, Index samples,
+                                                             Index threads) {
+  std::vector<TensorView> in, out;
+  const auto view = [&](ValueId v) {
+    TensorView x;
+    if (v == no_value) return x;
+    const ValueInfo& info = d.values[static_cast<std::size_t>(v)];
+    x.type = info.type;
+    x.shape = info.at(samples);
+    return x;
+  };
+  for (const ValueId v : s.in) in.push_back(view(v));
+  for (const ValueId v : s.out) out.push_back(view(v));
+  return (static_cast<Index>(s.op->scratch_bytes(in, out, threads)) + 63) / 64 * 64;
 }
 
 OFFRAMP_SEPARABLE OFFRAMP_COLD Model::Memory Model::Data::plan_memory(const Data& d, Index n) {
@@ -742,28 +764,12 @@ OFFRAMP_SEPARABLE OFFRAMP_COLD Model::Memory Model::Data::plan_memory(const Data
   std::vector<Index> places(pieces.size(), 0);
   m.scratch = m.total = place(pieces, places);
   for (std::size_t i = 0; i < owners.size(); ++i) m.offsets[i] += places[owners[i]];
-  std::vector<TensorView> in, out;
-  const auto view = [&](ValueId v, Index count) {
-    TensorView x;
-    if (v == no_value) return x;
-    const ValueInfo& info = d.values[static_cast<std::size_t>(v)];
-    x.type = info.type;
-    x.shape = info.at(count);
-    return x;
-  };
-  const auto scratch = [&](const Step& s, Index count, Index threads) {
-    in.clear();
-    out.clear();
-    for (const ValueId v : s.in) in.push_back(view(v, count));
-    for (const ValueId v : s.out) out.push_back(view(v, count));
-    return (static_cast<Index>(s.op->scratch_bytes(in, out, threads)) + 63) / 64 * 64;
-  };
   Index most = 0;
   for (const Block& b : d.blocks) {
     for (std::size_t i = b.begin; i < b.end; ++i) {
-      if (b.shares(n)) m.own_scratch = std::max(m.own_scratch, scratch(d.steps[i], b.chunk(n), 1));
-      most =
-          std::max(most, scratch(d.steps[i], b.shares(n) ? b.chunk(b.threads * b.least - 1) : b.chunk(n), b.threads));
+      const Step& s = d.steps[i];
+      if (b.shares(n)) m.own_scratch = std::max(m.own_scratch, scratch_of(d, s, b.chunk(n), 1));
+      most = std::max(most, scratch_of(d, s, b.shares(n) ? b.chunk(b.threads * b.least - 1) : b.chunk(n), b.threads));
     }
   }
   m.total += std::max(most, checked_product(m.own_scratch, d.threads()));
