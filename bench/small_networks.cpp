@@ -46,6 +46,29 @@ auto layer_of(const shape::Lstm<In, Hidden>&, unsigned seed) {
                                   shape::numbers(8 * Hidden, seed + 2));
 }
 
+template <class S>
+class Stepping {
+ public:
+  static constexpr int inputs = static_cast<int>(S::inputs);
+
+  explicit Stepping(S net) : net_(std::move(net)), state_(net_.make_state()) {}
+  float operator()(const float* in) noexcept {
+    return net_.step(state_, std::span<const float, static_cast<std::size_t>(inputs)>(in, inputs))[0];
+  }
+  float block(const float* in, int samples) {
+    answers_.resize(static_cast<std::size_t>(samples * S::outputs));
+    net_.steps(state_, std::span(in, static_cast<std::size_t>(samples * inputs)), answers_);
+    float sum = 0;
+    for (std::size_t i = 0; i < answers_.size(); i += static_cast<std::size_t>(S::outputs)) sum += answers_[i];
+    return sum;
+  }
+
+ private:
+  S net_;
+  typename S::State state_;
+  std::vector<float> answers_;
+};
+
 shape::Contenders offramp_contenders(Isa isa) {
   return shape::make_contenders([&]<class... Layers>(const shape::Network<Layers...>&) {
     unsigned seed = 1;
@@ -55,13 +78,13 @@ shape::Contenders offramp_contenders(Isa isa) {
       return made;
     };
     std::tuple layers{next(Layers{})...};  // in a list's order
-    auto net = std::apply([&](auto&... l) { return Stream(isa, std::move(l)...); }, layers);
-    constexpr int inputs = std::tuple_element_t<0, std::tuple<Layers...>>::inputs;
-    auto step = [net = std::move(net), state = net.make_state()](const float* in) mutable {
-      return net.step(state, std::span<const float, static_cast<std::size_t>(inputs)>(in, inputs))[0];
-    };
-    return std::unique_ptr<shape::Contender>(
-        std::make_unique<shape::SteppingContender<inputs, decltype(step)>>(std::move(step)));
+    return std::apply(
+        [&](auto&... l) {
+          using Step = Stepping<Stream<std::decay_t<decltype(l)>...>>;
+          return std::unique_ptr<shape::Contender>(
+              std::make_unique<shape::SteppingContender<Step::inputs, Step>>(Step(Stream(isa, std::move(l)...))));
+        },
+        layers);
   });
 }
 

@@ -86,12 +86,13 @@ class Contender {
   Contender& operator=(const Contender&) = delete;
   virtual ~Contender() = default;
 
-  /// So many more steps; the sum of their first outputs.
+  /// So many more steps, rounded up to blocks; the sum of their first outputs.
   virtual float run(int steps, Feed feed) = 0;
 };
 using Contenders = std::array<std::unique_ptr<Contender>, network_count>;
 
-/// A contender that steps by `step(const float* in) -> float`.
+/// A contender that steps by `step(const float* in) -> float`, and through blocks of contiguous samples, where it can,
+/// by `step.block(const float* in, int samples) -> float`, the sum.
 template <int Inputs, class Step>
 class SteppingContender final : public Contender {
  public:
@@ -102,7 +103,13 @@ class SteppingContender final : public Contender {
   float run(int steps, Feed feed) override {
     float sum = 0;
     if (feed == Feed::block) {
-      for (int i = 0; i < steps; ++i) sum += step_(in_.data() + i % block * row);
+      for (int i = 0; i < steps; i += block) {
+        if constexpr (requires { step_.block(in_.data(), block); }) {
+          sum += step_.block(in_.data(), block);
+        } else {
+          for (int j = 0; j < block; ++j) sum += step_(in_.data() + j * row);
+        }
+      }
     } else {
       const float first = in_[0];
       for (int i = 0; i < steps; ++i) {

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <vector>
@@ -28,17 +29,38 @@ Values times(const std::vector<float>& w, const Values& x, Index rows) {
 
 class EveryIsa : public ::testing::TestWithParam<Isa> {
  protected:
-  // The stream's answers to random samples against `plain`'s.
+  // The stream's answers to random samples, one by one and in blocks of several sizes, against `plain`'s.
   template <class S, class Plain>
   void expect_equal(const S& net, Plain&& plain, double tolerance = 2e-5) {
-    auto state = net.make_state();
-    for (unsigned t = 0; t < 20; ++t) {
-      const auto x = test::random_floats(S::inputs, 100 + t);
-      const auto y = net.step(state, std::span(x).template first<static_cast<std::size_t>(S::inputs)>());
-      const Values expected = plain(Values(x.begin(), x.end()));
-      ASSERT_EQ(expected.size(), y.size());
-      for (std::size_t i = 0; i < y.size(); ++i)
-        ASSERT_NEAR(static_cast<double>(y[i]), expected[i], tolerance) << "step " << t << ", output " << i;
+    constexpr auto inputs = static_cast<std::size_t>(S::inputs), outputs = static_cast<std::size_t>(S::outputs);
+    constexpr std::size_t samples = 100;
+    const auto x = test::random_floats(static_cast<Index>(samples * inputs), 100);
+    Values expected;
+    for (std::size_t t = 0; t < samples; ++t) {
+      const auto sample = std::span(x).subspan(t * inputs, inputs);
+      const Values y = plain(Values(sample.begin(), sample.end()));
+      ASSERT_EQ(y.size(), outputs);
+      expected.insert(expected.end(), y.begin(), y.end());
+    }
+    for (const std::size_t block : {1, 2, 3, 7, 8, 13, 64}) {
+      auto state = net.make_state();
+      std::vector<float> y(samples * outputs + 16, -7.0f);
+      for (std::size_t t = 0; t < samples;) {
+        const std::size_t n = std::min(block, samples - t);
+        const auto in = std::span(x).subspan(t * inputs, n * inputs);
+        const auto out = std::span(y).subspan(t * outputs, n * outputs);
+        if (block == 1) {
+          const auto answer = net.step(state, in.template first<inputs>());
+          std::copy(answer.begin(), answer.end(), out.begin());
+        } else {
+          net.steps(state, in, out);
+        }
+        t += n;
+      }
+      for (std::size_t i = 0; i < samples * outputs; ++i)
+        ASSERT_NEAR(static_cast<double>(y[i]), expected[i], tolerance)
+            << "blocks of " << block << ", step " << i / outputs << ", output " << i % outputs;
+      for (std::size_t i = samples * outputs; i < y.size(); ++i) ASSERT_EQ(y[i], -7.0f) << "behind the answers";
     }
   }
 
@@ -125,6 +147,8 @@ TEST_P(EveryIsa, GruEqualsPlainLoops) {
   gru<3, 20>();
   gru<32, 64>();
   gru<5, 130>();
+  gru<4, 4>();
+  gru<1, 24>();
 }
 
 TEST_P(EveryIsa, LstmEqualsPlainLoops) {
@@ -138,6 +162,8 @@ TEST_P(EveryIsa, CausalConvolutionEqualsPlainLoops) {
   conv<8, 4, 3, 2>();
   conv<16, 16, 3, 1>();
   conv<19, 40, 5, 3>();
+  conv<16, 16, 15, 4>();
+  conv<4, 4, 3, 1>();
 }
 
 TEST_P(EveryIsa, DenseEqualsPlainLoops) {
@@ -192,6 +218,34 @@ TEST(Stream, RunsLayersOfTheUsersAndKeepsStatesApart) {
   EXPECT_EQ(step(b, 1), 0);
   a = net.make_state();
   EXPECT_EQ(step(a, 5), 10);
+}
+
+TEST(Stream, AnswersBlocksByLayersOfTheUsersToo) {
+  const Stream net(Difference{}, stream::Dense<1, 1>({2.0f}, {}));
+  auto state = net.make_state();
+  std::vector<float> x{3, 4, 4, 0, 1, 2, 4, 8, 16, 32, 32};
+  net.steps(state, x, x);  // in place
+  EXPECT_EQ(x, (std::vector<float>{6, 2, 0, -8, 2, 2, 4, 8, 16, 32, 0}));
+  net.steps(state, {}, {});
+}
+
+// A block in place, where answers are as wide as samples and a layer makes them in more than one go.
+TEST(Stream, AnswersBlocksInPlace) {
+  const Stream net(stream::Dense<48, 48>(test::random_floats(48 * 48, 1), {}));
+  auto state = net.make_state();
+  std::vector<float> x = test::random_floats(48 * 11, 2), y(x.size());
+  net.steps(state, x, y);
+  net.steps(state, x, x);
+  EXPECT_EQ(x, y);
+}
+
+TEST(Stream, RefusesBlocksOfTheWrongSize) {
+  const Stream net(stream::Dense<2, 1>({1.0f, 1.0f}, {}));
+  auto state = net.make_state();
+  std::vector<float> x(5), y(2);
+  EXPECT_THROW(net.steps(state, x, y), Error);
+  EXPECT_THROW(net.steps(state, std::span(x).first(2), y), Error);
+  EXPECT_NO_THROW(net.steps(state, std::span(x).first(4), y));
 }
 
 TEST(Stream, RefusesWeightsOfTheWrongSize) {

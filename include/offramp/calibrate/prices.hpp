@@ -56,20 +56,26 @@ inline ExitPrices measured_prices(const Model& model, std::span<const float> sam
   return {medians(stages), medians(heads), 0};
 }
 
-/// Time as a sum: executed FLOPs, and those that a core could do while the bytes of a layer move between caches and
-/// registers. Weights come beside the work; where that is less than the FLOPs which their bytes are worth, it is they
-/// that take the time. On a Zen 5 that is off by 10 % (root mean square over 66 stages and heads, `bench/prices.cpp`).
+/// Time as a sum: executed FLOPs, those that a core could do while the bytes of a layer move between caches and
+/// registers, and those until it is in its stride. Weights come beside the work; where that is less than the FLOPs
+/// which their bytes are worth, it is they that take the time. `bench/prices.cpp` compares it with the clock. A head
+/// counts a tenth more: one that would only just pay is one that may not.
 inline ExitPrices modelled_prices(const Model& model) {
+  constexpr double head_margin = 1.2;
   const auto exits = static_cast<std::size_t>(model.exit_count());
   ExitPrices p{std::vector<double>(exits, 0.0), std::vector<double>(exits, 0.0), 0};
   for (const LayerInfo& l : model.layers()) {
-    if (l.exit < 0) continue;
-    const double speedup = l.cost.integer > 0 ? kernel::byte_speedup(model.isa()) : 1;
+    if (l.exit < 0 || l.bytes == 0) continue;                 // no exit's, or nothing but another shape
+    const bool winograd = l.cost.executed < 2 * l.cost.macs;  // nothing else does less than it says
+    const double pace = l.cost.integer > 0 ? 1 / kernel::byte_speedup(model.isa())
+                        : winograd         ? kernel::winograd_pace
+                                           : 1,
+                 work = static_cast<double>(l.cost.executed) * pace,
+                 weights = kernel::flops_per_weight_byte() * static_cast<double>(l.weight_bytes);
     (l.is_head ? p.heads : p.stages)[static_cast<std::size_t>(l.exit)] +=
-        std::max(static_cast<double>(l.cost.executed) / speedup,
-                 static_cast<double>(kernel::flops_per_weight_byte() * l.weight_bytes)) +
-        static_cast<double>(kernel::flops_per_byte * l.bytes);
+        std::max(work, weights) + kernel::flops_per_byte * static_cast<double>(l.bytes) + kernel::flops_per_layer;
   }
+  for (double& head : p.heads) head *= head_margin;
   return p;
 }
 

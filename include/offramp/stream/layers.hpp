@@ -2,6 +2,7 @@
 /// Layers of a Stream: they are given one sample after the other and may remember.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <concepts>
 #include <cstddef>
@@ -18,6 +19,9 @@ constexpr Index padded(Index n) noexcept {
   return kernel::padded_columns(n);
 }
 
+/// Samples that go through the layers together where a stream is given many at once.
+inline constexpr Index block = 8;
+
 /// A layer: sizes known to the compiler, what it remembers, and one step from `padded(inputs)` to `padded(outputs)`
 /// floats; those beyond `outputs` are free. A user's own layer has all of it; the layers below leave `step` to the
 /// kernels of the instruction set in use.
@@ -27,6 +31,12 @@ concept Layer = std::move_constructible<L> && std::default_initializable<typenam
   { L::outputs } -> std::convertible_to<Index>;
 };
 
+/// A layer with a step of its own.
+template <class L>
+concept UserLayer = Layer<L> && requires(const L& l, typename L::State& s, const float* in, float* out) {
+  l.step(s, in, out);
+};
+
 namespace detail {
 
 inline void require_size(const std::vector<float>& v, Index wanted, const char* what) {
@@ -34,23 +44,20 @@ inline void require_size(const std::vector<float>& v, Index wanted, const char* 
                                                               " numbers, found " + std::to_string(v.size()));
 }
 
-/// [gates * outputs][inputs] to [inputs][gates][padded outputs]; the first `halved` gates times 1/2.
-inline Tensor pack_gates(const std::vector<float>& w, Index gates, Index outputs, Index inputs, Index halved = 0) {
+/// [outputs][inputs] to [inputs][padded outputs].
+inline Tensor pack(const std::vector<float>& w, Index outputs, Index inputs) {
   const Index wide = padded(outputs);
-  Tensor t(DType::f32, {inputs, gates * wide});
+  Tensor t(DType::f32, {inputs, wide});
   auto* to = static_cast<float*>(t.mutable_data());
-  for (Index g = 0; g < gates; ++g)
-    for (Index o = 0; o < outputs; ++o)
-      for (Index i = 0; i < inputs; ++i)
-        to[i * gates * wide + g * wide + o] =
-            w[static_cast<std::size_t>((g * outputs + o) * inputs + i)] * (g < halved ? 0.5f : 1.0f);
+  for (Index o = 0; o < outputs; ++o)
+    for (Index i = 0; i < inputs; ++i) to[i * wide + o] = w[static_cast<std::size_t>(o * inputs + i)];
   return t;
 }
 /// A bias of `outputs` numbers, or zeros where it is empty.
 inline Tensor pack_bias(const std::vector<float>& bias, Index outputs, const char* what) {
   if (bias.empty()) return Tensor(DType::f32, {padded(outputs)});
   require_size(bias, outputs, what);
-  return pack_gates(bias, 1, outputs, 1);
+  return pack(bias, outputs, 1);
 }
 
 }  // namespace detail
@@ -67,7 +74,7 @@ class Dense {
       : bias_(detail::pack_bias(bias, Out, "a dense layer's bias")) {
     detail::require_size(weights, Out * In, "a dense layer's weights");
     // One output is a scalar product: its weights stand as the input does.
-    weights_ = Out == 1 ? detail::pack_gates(weights, 1, In, 1) : detail::pack_gates(weights, 1, Out, In);
+    weights_ = Out == 1 ? detail::pack(weights, In, 1) : detail::pack(weights, Out, In);
   }
   const float* weights() const noexcept { return weights_.view().f32(); }
   const float* bias() const noexcept { return bias_.view().f32(); }
@@ -84,9 +91,12 @@ class Conv1d {
 
  public:
   static constexpr Index inputs = In, outputs = Out, rows = (Kernel - 1) * Dilation + 1;
-  /// The last `rows` inputs, the oldest at `next`.
+  /// Samples that are remembered: what the filters see, and room for a block.
+  static constexpr Index kept = (rows + 2 * block - 2) / block * block;
+  /// The last inputs, each twice and `kept` apart, so that what a filter sees is never in two pieces; the next goes to
+  /// `next`.
   struct State {
-    alignas(64) std::array<float, static_cast<std::size_t>(rows* padded(In))> past{};
+    alignas(64) std::array<float, static_cast<std::size_t>(2 * kept * padded(In))> past{};
     Index next = 0;
   };
 
@@ -100,7 +110,7 @@ class Conv1d {
         for (Index k = 0; k < Kernel; ++k)
           by_tap[static_cast<std::size_t>((o * Kernel + k) * In + i)] =
               weights[static_cast<std::size_t>((o * In + i) * Kernel + k)];
-    weights_ = detail::pack_gates(by_tap, 1, Out, Kernel * In);
+    weights_ = detail::pack(by_tap, Out, Kernel * In);
   }
   const float* weights() const noexcept { return weights_.view().f32(); }  ///< [Kernel][In][padded Out]
   const float* bias() const noexcept { return bias_.view().f32(); }
@@ -111,33 +121,58 @@ class Conv1d {
 
 namespace detail {
 
-/// What GRU and LSTM share: weights of input and state, packed by gate, and their biases. All gates but the last are
-/// logistic, 1 / (1 + e^-x) = (1 + tanh(x / 2)) / 2: their weights and biases are halved, which is exact.
+/// What GRU and LSTM share: weights of input and state and their biases, in blocks of so many outputs that each block's
+/// weights are read in one go: [block][input][gate][column]. All gates but the last are logistic,
+/// 1 / (1 + e^-x) = (1 + tanh(x / 2)) / 2: their weights and biases are halved, which is exact.
 template <Index In, Index Hidden, Index Gates>
 class Recurrent {
  public:
-  static constexpr Index inputs = In, outputs = Hidden;
+  static constexpr Index inputs = In, outputs = Hidden, gates = Gates, row = Gates * kernel::column_block,
+                         blocks = padded(Hidden) / kernel::column_block;
 
-  const float* input_weights() const noexcept { return w_.view().f32(); }  ///< [In][Gates][padded Hidden]
-  const float* state_weights() const noexcept { return r_.view().f32(); }
-  const float* input_bias() const noexcept { return bias_.view().f32(); }  ///< [Gates][padded Hidden]
-  const float* state_bias() const noexcept { return input_bias() + Gates * padded(Hidden); }
+  const float* input_weights(Index b) const noexcept { return w_.view().f32() + b * In * row; }
+  const float* state_weights(Index b) const noexcept { return r_.view().f32() + b * Hidden * row; }
+  /// Of the inputs; of the state, too, where both are added.
+  const float* bias(Index b) const noexcept { return bias_.view().f32() + b * row; }
+  /// Of the state in the last gate, 0 in the others, where they are not.
+  const float* state_bias(Index b) const noexcept { return bias(blocks + b); }
 
  protected:
-  Recurrent(const std::vector<float>& w, const std::vector<float>& r, const std::vector<float>& bias)
-      : bias_(DType::f32, {2, Gates * padded(Hidden)}) {
+  Recurrent(const std::vector<float>& w, const std::vector<float>& r, std::vector<float> bias, bool last_apart) {
     require_size(w, Gates * Hidden * In, "a recurrent layer's input weights");
     require_size(r, Gates * Hidden * Hidden, "a recurrent layer's state weights");
-    if (!bias.empty()) require_size(bias, 2 * Gates * Hidden, "a recurrent layer's bias");
-    w_ = pack_gates(w, Gates, Hidden, In, Gates - 1);
-    r_ = pack_gates(r, Gates, Hidden, Hidden, Gates - 1);
-    auto* to = static_cast<float*>(bias_.mutable_data());
-    for (Index i = 0; i < static_cast<Index>(bias.size()); ++i)
-      to[i / Hidden * padded(Hidden) + i % Hidden] =
-          bias[static_cast<std::size_t>(i)] * (i / Hidden % Gates < Gates - 1 ? 0.5f : 1.0f);
+    constexpr auto half = static_cast<std::size_t>(Gates * Hidden);
+    if (bias.empty()) bias.resize(2 * half);
+    require_size(bias, 2 * Gates * Hidden, "a recurrent layer's bias");
+    w_ = pack_blocks(w, In);
+    r_ = pack_blocks(r, Hidden);
+    std::vector<float> both(2 * half);
+    const std::size_t apart = last_apart ? half - static_cast<std::size_t>(Hidden) : half;
+    for (std::size_t i = 0; i < half; ++i) {
+      both[i] = bias[i] + (i < apart ? bias[half + i] : 0);
+      both[half + i] = i < apart ? 0 : bias[half + i];
+    }
+    bias_ = Tensor(DType::f32, {2, blocks * row});
+    for (const std::size_t of : {std::size_t{0}, half}) {
+      const Tensor packed = pack_blocks({both.data() + of, both.data() + of + half}, 1);
+      std::copy_n(packed.view().f32(), blocks * row,
+                  static_cast<float*>(bias_.mutable_data()) + (of == 0 ? 0 : blocks * row));
+    }
   }
 
  private:
+  static Tensor pack_blocks(const std::vector<float>& w, Index columns) {
+    constexpr Index wide = kernel::column_block;
+    Tensor t(DType::f32, {blocks, columns, Gates, wide});
+    auto* to = static_cast<float*>(t.mutable_data());
+    for (Index g = 0; g < Gates; ++g)
+      for (Index o = 0; o < Hidden; ++o)
+        for (Index i = 0; i < columns; ++i)
+          to[((o / wide * columns + i) * Gates + g) * wide + o % wide] =
+              w[static_cast<std::size_t>((g * Hidden + o) * columns + i)] * (g + 1 < Gates ? 0.5f : 1.0f);
+    return t;
+  }
+
   Tensor w_, r_, bias_;
 };
 
@@ -150,10 +185,11 @@ class Gru : public detail::Recurrent<In, Hidden, 3> {
  public:
   struct State {
     alignas(64) std::array<float, static_cast<std::size_t>(padded(Hidden))> h{};
+    bool backwards = false;  ///< whether the next sample begins with the last block
   };
   /// ONNX's order of gates, z r h: `w` [3 Hidden][In], `r` [3 Hidden][Hidden], `bias` [2][3 Hidden] or empty.
   Gru(const std::vector<float>& w, const std::vector<float>& r, const std::vector<float>& bias)
-      : detail::Recurrent<In, Hidden, 3>(w, r, bias) {}
+      : detail::Recurrent<In, Hidden, 3>(w, r, bias, true) {}
 };
 
 /// Long short-term memory (Hochreiter and Schmidhuber 1997) without peepholes.
@@ -163,10 +199,11 @@ class Lstm : public detail::Recurrent<In, Hidden, 4> {
   struct State {
     alignas(64) std::array<float, static_cast<std::size_t>(padded(Hidden))> h{};
     alignas(64) std::array<float, static_cast<std::size_t>(padded(Hidden))> c{};
+    bool backwards = false;
   };
   /// ONNX's order of gates, i o f c: `w` [4 Hidden][In], `r` [4 Hidden][Hidden], `bias` [2][4 Hidden] or empty.
   Lstm(const std::vector<float>& w, const std::vector<float>& r, const std::vector<float>& bias)
-      : detail::Recurrent<In, Hidden, 4>(w, r, bias) {}
+      : detail::Recurrent<In, Hidden, 4>(w, r, bias, false) {}
 };
 
 }  // namespace offramp::stream

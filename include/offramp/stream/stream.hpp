@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstring>
 #include <span>
+#include <string>
 #include <tuple>
 #include <utility>
 
@@ -20,7 +21,8 @@ namespace offramp {
 ///
 ///     Stream net(stream::Gru<1, 16>(w, r, b), stream::Dense<16, 1>(v, c));
 ///     auto state = net.make_state();
-///     for (float& x : samples) x = net.step(state, std::span(&x, 1))[0];
+///     for (float& x : samples) x = net.step(state, std::span(&x, 1))[0];  // one by one, as they come
+///     net.steps(state, samples, samples);                                // or many at once, which is faster
 template <stream::Layer... Layers>
 class Stream {
   static_assert(sizeof...(Layers) > 0, "a stream has layers");
@@ -47,22 +49,39 @@ class Stream {
   explicit Stream(Layers... layers) : Stream(best_isa(), std::move(layers)...) {}
   explicit Stream(Isa isa, Layers... layers)
       : layers_(std::move(layers)...),
-        run_(stream::detail::run_for<All, States>(std::min(isa, best_isa()), std::max({Layers::outputs...}))) {}
+        runs_(stream::detail::runs_for<All, States>(std::min(isa, best_isa()), std::max({Layers::outputs...}))) {}
 
   State make_state() const noexcept { return {}; }
 
   /// The answer to the next sample; it stands until the next step of this state.
   std::span<const float, static_cast<std::size_t>(outputs)> step(
       State& s, std::span<const float, static_cast<std::size_t>(inputs)> sample) const noexcept {
-    std::memcpy(s.in_.data(), sample.data(), sample.size_bytes());
-    run_(layers_, s.layers_, s.in_.data(), s.out_.data());
+    const float* in = sample.data();
+    if constexpr (stream::UserLayer<std::tuple_element_t<0, All>>) {
+      std::memcpy(s.in_.data(), in, sample.size_bytes());
+      in = s.in_.data();
+    }
+    runs_.step(layers_, s.layers_, in, s.out_.data());
     return std::span(s.out_).template first<static_cast<std::size_t>(outputs)>();
+  }
+
+  /// The answers to samples that follow each other, [samples][inputs] to [samples][outputs]: those of as many steps,
+  /// within rounding, but weights are read once for several samples. Both may be the same memory where there are as
+  /// many outputs as inputs. Raises an Error where the sizes do not fit.
+  void steps(State& s, std::span<const float> samples, std::span<float> answers) const {
+    const std::size_t count = samples.size() / static_cast<std::size_t>(inputs);
+    OFFRAMP_REQUIRE(count * static_cast<std::size_t>(inputs) == samples.size() &&
+                        count * static_cast<std::size_t>(outputs) == answers.size(),
+                    "a stream of " + std::to_string(inputs) + " inputs and " + std::to_string(outputs) +
+                        " outputs: " + std::to_string(samples.size()) + " numbers have no " +
+                        std::to_string(answers.size()) + " answers");
+    runs_.steps(layers_, s.layers_, samples.data(), static_cast<Index>(count), answers.data());
   }
 
  private:
   using States = std::tuple<typename Layers::State...>;
   All layers_;
-  stream::detail::Run<All, States> run_;
+  stream::detail::Runs<All, States> runs_;
 };
 
 }  // namespace offramp

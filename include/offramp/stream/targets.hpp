@@ -2,6 +2,7 @@
 /// The steps of a Stream's layers for every instruction set, compiled from one text.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstring>
 #include <tuple>
@@ -14,21 +15,26 @@
 
 namespace offramp::stream::detail {
 
+/// A chain of layers compiled for an instruction set: one sample, and any number of them.
 template <class Layers, class States>
-using Run = void (*)(const Layers&, States&, const float*, float*) noexcept;
+struct Runs {
+  void (*step)(const Layers&, States&, const float*, float*) noexcept;
+  void (*steps)(const Layers&, States&, const float*, Index, float*) noexcept;
+};
 
-/// The step of a chain whose widest layer has so many outputs for `isa`, or for the baseline where this build has none
-/// for it.
+/// The chain whose widest layer has so many outputs for `isa`, or for the baseline where this build has none for it.
 template <class Layers, class States>
-Run<Layers, States> run_for(Isa isa, Index widest) noexcept {
+Runs<Layers, States> runs_for(Isa isa, Index widest) noexcept {
 #if OFFRAMP_X86_TARGETS
   // Where half of a vector is enough, the narrower ones answer sooner.
-  if (isa >= Isa::avx512 && widest > 8) return &kernel::avx512::stream::run<Layers, States>;
-  if (isa >= Isa::avx2) return &kernel::avx2::stream::run<Layers, States>;
+  if (isa >= Isa::avx512 && widest > 8)
+    return {&kernel::avx512::stream::step<Layers, States>, &kernel::avx512::stream::steps<Layers, States>};
+  if (isa >= Isa::avx2)
+    return {&kernel::avx2::stream::step<Layers, States>, &kernel::avx2::stream::steps<Layers, States>};
 #endif
   static_cast<void>(isa);
   static_cast<void>(widest);
-  return &kernel::baseline::stream::run<Layers, States>;
+  return {&kernel::baseline::stream::step<Layers, States>, &kernel::baseline::stream::steps<Layers, States>};
 }
 
 }  // namespace offramp::stream::detail
