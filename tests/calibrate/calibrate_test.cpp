@@ -81,6 +81,9 @@ TEST(Calibrate, DenserPathFillsGaps) {
       EXPECT_GT(s.outcome.mean_price, before - 4);  // of 100; the gap was 60
       EXPECT_DOUBLE_EQ(s.outcome.mean_price, apply_thresholds(r, s.thresholds).mean_price);
       before = s.outcome.mean_price;
+      // No sample lies on a threshold: the last bit of another runtime would decide.
+      for (std::size_t k = 0; k < 2; ++k)
+        for (Index i = 0; i < r.samples; ++i) ASSERT_NE(r.confidence_at(i, static_cast<Index>(k)), s.thresholds[k]);
     }
   }
 }

@@ -65,6 +65,77 @@ TEST(Select, AnotherConfidenceMustBeBetter) {
   EXPECT_EQ(choose_policy(one, target, turned).kind, PolicyKind::ensemble);
 }
 
+// Several heads at several places, of random quality and cost.
+ExitScores many_heads(Index n, std::mt19937_64& random, std::vector<std::size_t>& place_of) {
+  constexpr Index places = 4, heads = 2;
+  ExitScores s;
+  s.samples = n, s.exits = places * heads + 1, s.classes = 4;
+  std::uniform_real_distribution<float> uniform(0, 1);
+  std::normal_distribution<float> noise(0, 1);
+  std::vector<float> quality;
+  for (Index p = 0; p < places; ++p) {
+    for (Index h = 0; h < heads; ++h) {
+      quality.push_back(static_cast<float>(p) + 2 * uniform(random));
+      s.stages.push_back(Cost::plain(h == 0 ? 200 : 0));
+      s.heads.push_back(Cost::plain(1 + static_cast<Index>(60 * uniform(random))));
+      place_of.push_back(static_cast<std::size_t>(p));
+    }
+  }
+  quality.push_back(6);
+  s.stages.push_back(Cost::plain(200));
+  s.heads.emplace_back();
+  for (Index i = 0; i < n; ++i) {
+    const auto label = static_cast<Index>(random() % 4);
+    const float ease = 2 * noise(random);
+    for (const float q : quality)
+      for (Index c = 0; c < 4; ++c) s.scores.push_back(noise(random) + (c == label ? q + ease : 0.0f));
+  }
+  return s;
+}
+
+// One by one, and yet about as good as the best of all sets.
+TEST(Select, HeadsAreAboutTheBestSet) {
+  std::mt19937_64 random(11);
+  SelectionTarget target;
+  target.epsilon = 0.02;
+  double found = 0, possible = 0;
+  for (int trial = 0; trial < 4; ++trial) {
+    std::vector<std::size_t> place_of;
+    const ExitScores s = many_heads(500, random, place_of);
+    const auto value = [&](const std::vector<Index>& kept) {
+      return kept.empty() ? 1 : detail::value_at({Confidence{}, keep_exits(s, kept), target}, target, 40).loss;
+    };
+    double best = 1;
+    for (unsigned set = 1; set < 1u << place_of.size(); ++set) {
+      std::vector<Index> kept;
+      for (Index k = 0; k + 1 < s.exits; ++k)
+        if ((set >> k & 1u) != 0) kept.push_back(k);
+      best = std::min(best, value(kept));
+    }
+    const double v = value(choose_heads(s, place_of, target));
+    EXPECT_LT(v, best + 0.02);
+    found += v, possible += best;
+  }
+  EXPECT_LT(possible, 0.9 * 4);  // there was something to find
+  EXPECT_LT(found, possible + 0.02);
+}
+
+// What is judged exit by exit may be judged before exits are left out.
+TEST(Select, RecordsKeepExitsAsScoresDo) {
+  const ExitScores all = made_up(200, 3);
+  const std::vector<Index> kept{0, 2};
+  const MaxProbability plain{Thresholds(1.0f)};
+  const ExitRecords a = keep_exits(judge(all, plain, Truth::labels), kept),
+                    b = judge(keep_exits(all, kept), plain, Truth::labels);
+  EXPECT_EQ(a.confidence, b.confidence);
+  EXPECT_EQ(a.right, b.right);
+  EXPECT_EQ(a.full, b.full);
+  EXPECT_EQ(a.stages, b.stages);
+  EXPECT_EQ(a.heads, b.heads);
+  EXPECT_EQ(a.exits, b.exits);
+  EXPECT_EQ(full_outcome(a).mean_flops, full_outcome(b).mean_flops);
+}
+
 // A cheap head for the easiest samples, and a dear one behind it at the same place for others.
 TEST(Select, TwoHeadsShareAPlaceWhereBothPay) {
   ExitScores s = made_up(3000, 2);

@@ -141,6 +141,13 @@ inline bool has_early_exits(std::span<const float> thresholds) noexcept {
 
 namespace detail {
 
+/// A threshold that one confidence reaches and the next smaller one does not: in the middle, as another runtime's
+/// confidences differ in their last bits.
+inline float between(float above, float below) noexcept {
+  const float middle = below + (above - below) / 2;
+  return std::isfinite(below) && middle > below ? middle : above;
+}
+
 /// Exact searches along one exit's thresholds, all others fixed.
 class ThresholdSearch {
  public:
@@ -214,11 +221,6 @@ class ThresholdSearch {
       rest_[static_cast<std::size_t>(i)] = behind[static_cast<std::size_t>(j)];
       wrong_[static_cast<std::size_t>(i)] = !r_.right_at(i, j);
     }
-  }
-
-  static float between(float above, float below) noexcept {
-    const float middle = below + (above - below) / 2;
-    return std::isfinite(below) && middle > below ? middle : above;
   }
 
   bool step(std::vector<float>& at, Index k, double fine) {
@@ -360,7 +362,7 @@ inline std::vector<ThresholdSetting> denser_path(const ExitRecords& r, const std
     const ThresholdSetting from = dense.back();
     const double gap = (from.outcome.mean_price - to.outcome.mean_price) / full;
     const auto parts = static_cast<Index>(std::clamp(std::ceil(gap / step), 1.0, std::ceil(1 / step)));
-    // Of each threshold that moves: the confidences that it passes, the surest first.
+    // Of each threshold that moves: what parts the confidences that it passes, in the order in which it does.
     std::vector<std::vector<float>> passed(to.thresholds.size());
     for (std::size_t c = 0; parts > 1 && c < to.thresholds.size(); ++c) {
       const float high = std::max(from.thresholds[c], to.thresholds[c]),
@@ -372,6 +374,9 @@ inline std::vector<ThresholdSetting> denser_path(const ExitRecords& r, const std
         if (r.group_at(i, exit) == group && std::isfinite(x) && x >= low && x < high) passed[c].push_back(x);
       }
       std::sort(passed[c].rbegin(), passed[c].rend());
+      passed[c].erase(std::unique(passed[c].begin(), passed[c].end()), passed[c].end());
+      for (std::size_t i = 0; i < passed[c].size(); ++i)
+        passed[c][i] = detail::between(passed[c][i], i + 1 < passed[c].size() ? passed[c][i + 1] : low);
       if (to.thresholds[c] > from.thresholds[c]) std::reverse(passed[c].begin(), passed[c].end());
     }
     for (Index p = 1; p < parts; ++p) {

@@ -84,13 +84,12 @@ ExitScores record_scores(const N& network, std::span<const float> samples, std::
   return r;
 }
 
-/// The same network with only these of its early exits, in order; the last exit always stays.
-inline ExitScores keep_exits(const ExitScores& all, std::span<const Index> early) {
-  ExitScores r;
-  std::vector<Index> kept(early.begin(), early.end());
-  kept.push_back(all.exits - 1);
-  r.samples = all.samples, r.exits = static_cast<Index>(kept.size()), r.classes = all.classes, r.labels = all.labels;
-  r.full = all.full, r.prices.full = all.prices.full, r.reference = all.reference;
+namespace detail {
+
+/// What stages and heads cost where only some exits are kept: a stage begins behind the exit that was kept before.
+template <class Recorded>
+void keep_costs(const Recorded& all, std::span<const Index> kept, Recorded& r) {
+  r.prices.full = all.prices.full;
   const bool priced = !all.prices.empty();
   Index from = 0;
   for (const Index k : kept) {
@@ -107,6 +106,18 @@ inline ExitScores keep_exits(const ExitScores& all, std::span<const Index> early
       r.prices.heads.push_back(all.prices.heads[static_cast<std::size_t>(k)]);
     }
   }
+}
+
+}  // namespace detail
+
+/// The same network with only these of its early exits, in order; the last exit always stays.
+inline ExitScores keep_exits(const ExitScores& all, std::span<const Index> early) {
+  ExitScores r;
+  std::vector<Index> kept(early.begin(), early.end());
+  kept.push_back(all.exits - 1);
+  r.samples = all.samples, r.exits = static_cast<Index>(kept.size()), r.classes = all.classes, r.labels = all.labels;
+  r.full = all.full, r.reference = all.reference;
+  detail::keep_costs(all, kept, r);
   r.scores.reserve(static_cast<std::size_t>(r.samples * r.exits * r.classes));
   for (Index i = 0; i < all.samples; ++i) {
     for (const Index k : kept) r.scores.insert(r.scores.end(), all.at(i, k).begin(), all.at(i, k).end());
@@ -181,6 +192,25 @@ struct ExitRecords {
     return prices.empty() ? static_cast<double>(heads[u].flops) : prices.heads[u];
   }
 };
+
+/// The same where each exit is judged by itself: by no ensemble, by class neither, and nobody skips.
+inline ExitRecords keep_exits(const ExitRecords& all, std::span<const Index> early) {
+  ExitRecords r;
+  std::vector<Index> kept(early.begin(), early.end());
+  kept.push_back(all.exits - 1);
+  r.samples = all.samples, r.exits = static_cast<Index>(kept.size());
+  r.full = all.full, r.classes = all.classes, r.full_cost = all.full_cost, r.has_reference = all.has_reference;
+  detail::keep_costs(all, kept, r);
+  r.confidence.reserve(static_cast<std::size_t>(r.samples * r.exits));
+  r.right.reserve(r.confidence.capacity());
+  for (Index i = 0; i < all.samples; ++i) {
+    for (const Index k : kept) {
+      r.confidence.push_back(all.confidence_at(i, k));
+      r.right.push_back(all.right_at(i, k));
+    }
+  }
+  return r;
+}
 
 /// The exit that sample i leaves at with these thresholds, [exit] or [exit][group], if it has come to exit `from`.
 inline Index exit_of(const ExitRecords& r, std::span<const float> thresholds, Index i, Index from = 0) noexcept {

@@ -175,81 +175,142 @@ inline const ThresholdSetting* at_target(const std::vector<ThresholdSetting>& pa
   return best;
 }
 
-/// How good that setting is, the smaller the better: mean price as a share of the full network's, or disagreement.
-inline double value_at(const JudgedTarget& judged, const SelectionTarget& target, int fines) {
+/// What a set of exits does at a target.
+struct SetValue {
+  double loss = 1;    ///< mean price as a share of the full network's; under a budget the disagreement
+  bool even = false;  ///< what it saves it saves in FLOPs and in price alike
+};
+inline SetValue value_at(const JudgedTarget& judged, const SelectionTarget& target, int fines) {
+  constexpr double least_ratio = 0.95;
   const auto path = threshold_path(judged.agreement, fines);
   const ThresholdSetting* s = at_target(path, judged, target);
-  if (target.budget) return s ? 1 - s->outcome.accuracy : std::numeric_limits<double>::infinity();
-  return s ? s->outcome.mean_price / full_outcome(judged.agreement).mean_price : 1;
+  if (target.budget) return {s ? 1 - s->outcome.accuracy : std::numeric_limits<double>::infinity()};
+  if (s == nullptr) return {};
+  const Outcome full = full_outcome(judged.agreement);
+  const double price = s->outcome.mean_price / full.mean_price, flops = s->outcome.mean_flops / full.mean_flops;
+  return {price, 1 - price >= least_ratio * (1 - flops)};
 }
+
+/// Sets of heads for one fine: what they cost, and moves between them.
+class HeadSearch {
+ public:
+  HeadSearch(const ExitRecords& records, std::span<const std::size_t> place_of, double fine)
+      : records_(records), place_of_(place_of), fine_(fine) {}
+
+  /// Heads that are added, taken out and exchanged one by one while that helps.
+  std::vector<Index> best() {
+    while (add() || exchange()) drop();
+    return kept_;
+  }
+
+ private:
+  // What one more head must save of the full price, and what another head in the place of one must.
+  static constexpr double least_gain = 0.004, least_change = 0.001;
+
+  double loss(const std::vector<Index>& kept) const {
+    const ExitRecords r = keep_exits(records_, kept);
+    const double full = full_outcome(r).mean_price;
+    ThresholdSearch search(r);
+    std::vector<float> at = search.all_off();
+    search.descend(at, fine_);
+    const Outcome o = apply_thresholds(r, at);
+    return o.mean_price / full + fine_ * (1 - o.accuracy);
+  }
+
+  bool is_kept(Index k) const { return std::count(kept_.begin(), kept_.end(), k) > 0; }
+  std::vector<Index> without(Index k) const {
+    std::vector<Index> some = kept_;
+    std::erase(some, k);
+    return some;
+  }
+  static void insert(std::vector<Index>& some, Index k) {
+    some.insert(std::upper_bound(some.begin(), some.end(), k), k);
+  }
+  // Goes to the best of some sets if it is better by `gain`.
+  bool move_to(std::vector<std::vector<Index>> trials, double gain) {
+    double best = current_ - gain;
+    const std::vector<Index>* chosen = nullptr;
+    for (const std::vector<Index>& trial : trials) {
+      const double v = loss(trial);
+      if (v < best) best = v, chosen = &trial;
+    }
+    if (chosen == nullptr) return false;
+    kept_ = *chosen, current_ = best;
+    return true;
+  }
+
+  // One more, instead of those that its place has or beside them.
+  bool add() {
+    std::vector<std::vector<Index>> trials;
+    for (Index k = 0; k + 1 < records_.exits; ++k) {
+      if (is_kept(k)) continue;
+      std::vector<Index> alone = kept_;
+      std::erase_if(alone, [&](Index j) {
+        return place_of_[static_cast<std::size_t>(j)] == place_of_[static_cast<std::size_t>(k)];
+      });
+      if (alone.size() < kept_.size()) insert(trials.emplace_back(kept_), k);
+      insert(alone, k);
+      trials.push_back(std::move(alone));
+    }
+    return move_to(std::move(trials), least_gain);
+  }
+  bool exchange() {
+    std::vector<std::vector<Index>> trials;
+    for (const Index old : kept_)
+      for (Index k = 0; k + 1 < records_.exits; ++k)
+        if (!is_kept(k)) insert(trials.emplace_back(without(old)), k);
+    return move_to(std::move(trials), least_change);
+  }
+  // Those that do not pay any more.
+  void drop() {
+    for (std::size_t i = 0; i < kept_.size() && kept_.size() > 1;) {
+      std::vector<Index> trial = without(kept_[i]);
+      const double v = loss(trial);
+      if (v <= current_ + least_gain / 2) {
+        kept_ = std::move(trial);
+        current_ = v;
+      } else {
+        ++i;
+      }
+    }
+  }
+
+  const ExitRecords& records_;
+  std::span<const std::size_t> place_of_;
+  double fine_;
+  std::vector<Index> kept_;
+  double current_ = 1;
+};
 
 }  // namespace detail
 
 /// Chooses heads among many: each time the one that saves most, instead of those that its place has or behind them (a
-/// cheap head for easy samples, a dear one for others), then those out that do not pay any more, until nothing helps;
-/// for a range of fines, of which the set that does best at the target is kept. `place_of[i]` is the place of exit i;
-/// exits are in order of place, those of a place in order of cost.
+/// cheap head for easy samples, a dear one for others), or the one that is better than another, then those out that do
+/// not pay any more, until nothing helps; for a range of fines, of which the set that does best at the target is kept.
+/// Of sets that do about as well one is kept that saves FLOPs and price alike, as FLOPs are the same on every machine.
+/// `place_of[i]` is the place of exit i; exits are in order of place, those of a place in order of cost.
 inline std::vector<Index> choose_heads(const ExitScores& scores, std::span<const std::size_t> place_of,
                                        const SelectionTarget& target) {
-  constexpr double least_gain = 0.004;
-  const MaxProbability plain{Thresholds(1.0f)};
-  const auto loss = [&](const std::vector<Index>& kept, double fine) {
-    const ExitRecords r = judge(keep_exits(scores, kept), plain, Truth::full_network);
-    const double full = full_outcome(r).mean_price;
-    detail::ThresholdSearch search(r);
-    std::vector<float> at = search.all_off();
-    search.descend(at, fine);
-    const Outcome o = apply_thresholds(r, at);
-    return o.mean_price / full + fine * (1 - o.accuracy);
-  };
-  const auto grow = [&](double fine) {
-    std::vector<Index> kept;
-    double current = 1;
-    while (true) {
-      double best = std::numeric_limits<double>::infinity();
-      std::vector<Index> chosen;
-      for (Index k = 0; k + 1 < scores.exits; ++k) {
-        if (std::count(kept.begin(), kept.end(), k) > 0) continue;
-        std::vector<Index> alone;
-        for (const Index j : kept) {
-          if (place_of[static_cast<std::size_t>(j)] != place_of[static_cast<std::size_t>(k)]) alone.push_back(j);
-        }
-        std::vector<std::vector<Index>> trials{alone};
-        if (alone.size() < kept.size()) trials.push_back(kept);
-        for (std::vector<Index>& trial : trials) {
-          trial.insert(std::upper_bound(trial.begin(), trial.end(), k), k);
-          const double v = loss(trial, fine);
-          if (v < best) best = v, chosen = std::move(trial);
-        }
-      }
-      if (chosen.empty() || !(best < current - least_gain)) break;
-      kept = std::move(chosen);
-      current = best;
-      for (std::size_t i = 0; i < kept.size() && kept.size() > 1;) {
-        std::vector<Index> trial = kept;
-        trial.erase(trial.begin() + static_cast<std::ptrdiff_t>(i));
-        const double v = loss(trial, fine);
-        if (v <= current + least_gain / 2) {
-          kept = std::move(trial);
-          current = v;
-        } else {
-          ++i;
-        }
-      }
-    }
-    return kept;
-  };
-  std::vector<Index> best;
-  double least = target.budget ? std::numeric_limits<double>::infinity() : 1;
-  std::vector<std::vector<Index>> seen;
-  for (double fine = 2; fine < 600; fine *= 2.5) {
-    std::vector<Index> kept = grow(fine);
-    if (kept.empty() || std::count(seen.begin(), seen.end(), kept) > 0) continue;
-    seen.push_back(kept);
-    const double v = detail::value_at({Confidence{}, keep_exits(scores, kept), target}, target, 40);
-    if (v < least) least = v, best = std::move(kept);
+  constexpr double alike = 0.01;  // samples that choose do not tell such sets apart
+  const ExitRecords records = judge(scores, MaxProbability{Thresholds(1.0f)}, Truth::full_network);
+  std::vector<std::vector<Index>> sets;
+  std::vector<detail::SetValue> values;
+  for (double fine = 2; fine < 600; fine *= 1.6) {
+    std::vector<Index> kept = detail::HeadSearch(records, place_of, fine).best();
+    if (kept.empty() || std::count(sets.begin(), sets.end(), kept) > 0) continue;
+    values.push_back(detail::value_at({Confidence{}, keep_exits(scores, kept), target}, target, 40));
+    sets.push_back(std::move(kept));
   }
-  return best;
+  const auto best = [&](double limit, bool even) {
+    std::optional<std::size_t> found;
+    for (std::size_t i = 0; i < sets.size(); ++i)
+      if (values[i].loss < limit && (values[i].even || !even)) limit = values[i].loss, found = i;
+    return found;
+  };
+  const auto least = best(target.budget ? std::numeric_limits<double>::infinity() : 1, false);
+  if (!least) return {};
+  if (target.budget) return sets[*least];
+  return sets[best(std::min(1.0, values[*least].loss + alike), true).value_or(*least)];
 }
 
 /// Thresholds of the largest probability that meet the target, for the weights of a second training: infinite where an
