@@ -86,14 +86,14 @@ class Contender {
   Contender& operator=(const Contender&) = delete;
   virtual ~Contender() = default;
 
-  /// So many more steps, rounded up to blocks; the sum of their first outputs.
+  /// So many more steps, rounded up to blocks; the last step's first output.
   virtual float run(int steps, Feed feed) = 0;
 };
 using Contenders = std::array<std::unique_ptr<Contender>, network_count>;
 
-/// A contender that steps by `step(const float* in) -> float`, and through blocks of contiguous samples, where it can,
-/// by `step.block(const float* in, int samples) -> float`, the sum.
-template <int Inputs, class Step>
+/// A contender that steps by `step(const float* in) -> const float*`, and through blocks of samples, where it can, by
+/// `step.block(const float* in, int samples, float* out)`.
+template <int Inputs, int Outputs, class Step>
 class SteppingContender final : public Contender {
  public:
   explicit SteppingContender(Step step) : step_(std::move(step)) {
@@ -101,31 +101,34 @@ class SteppingContender final : public Contender {
     std::copy(samples.begin(), samples.end(), in_.begin());
   }
   float run(int steps, Feed feed) override {
-    float sum = 0;
     if (feed == Feed::block) {
       for (int i = 0; i < steps; i += block) {
-        if constexpr (requires { step_.block(in_.data(), block); }) {
-          sum += step_.block(in_.data(), block);
+        if constexpr (requires { step_.block(in_.data(), block, out_.data()); }) {
+          step_.block(in_.data(), block, out_.data());
         } else {
-          for (int j = 0; j < block; ++j) sum += step_(in_.data() + j * row);
+          for (int j = 0; j < block; ++j) {
+            const float* y = step_(in_.data() + j * row);
+            for (int o = 0; o < Outputs; ++o) out_[static_cast<std::size_t>(j * Outputs + o)] = y[o];
+          }
         }
       }
-    } else {
-      const float first = in_[0];
-      for (int i = 0; i < steps; ++i) {
-        const float y = step_(in_.data());
-        in_[0] = first + y * 0.25f;
-        sum += y;
-      }
-      in_[0] = first;
+      return out_[static_cast<std::size_t>((block - 1) * Outputs)];
     }
-    return sum;
+    const float first = in_[0];
+    float y = 0;
+    for (int i = 0; i < steps; ++i) {
+      y = *step_(in_.data());
+      in_[0] = first + y * 0.25f;
+    }
+    in_[0] = first;
+    return y;
   }
 
  private:
   static constexpr int block = 64, row = (Inputs + 15) / 16 * 16;  // some peers read aligned vectors
   Step step_;
   alignas(64) std::array<float, static_cast<std::size_t>(row* block)> in_{};
+  alignas(64) std::array<float, static_cast<std::size_t>(Outputs* block)> out_{};
 };
 
 /// All networks of one library: `make(Network<Layers...>)` returns a contender.

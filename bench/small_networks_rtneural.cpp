@@ -115,9 +115,9 @@ extern "C" void OFFRAMP_CONTENDERS(shape::Contenders& all) {
     model->reset();
     auto step = [model = std::move(model)](const float* in) {
       model->forward(in);
-      return model->getOutputs()[0];
+      return model->getOutputs();
     };
     return std::unique_ptr<shape::Contender>(
-        std::make_unique<shape::SteppingContender<First::inputs, decltype(step)>>(std::move(step)));
+        std::make_unique<shape::SteppingContender<First::inputs, outputs, decltype(step)>>(std::move(step)));
   });
 }

@@ -39,11 +39,17 @@ TEST(Prices, CountWeightsThatNoWorkHides) {
       head += weights + rest;
     } else {
       const bool winograd = l.algorithm.starts_with("winograd");
-      (l.is_head ? head : stage) += executed * (winograd ? kernel::winograd_pace : 1) + rest;
+      EXPECT_EQ(l.transformed > 0, winograd);
+      const auto transformed = static_cast<double>(l.transformed);
+      (l.is_head ? head : stage) += (executed - transformed) * (winograd ? kernel::winograd_pace : 1) +
+                                    transformed * kernel::transformation_pace + rest;
     }
   }
   EXPECT_DOUBLE_EQ(p.stages[0], stage);
-  EXPECT_NEAR(p.heads[0] / head, 1.2, 1e-12);
+  EXPECT_DOUBLE_EQ(p.heads[0], head);
+  const ExitPrices cautious = prices_of(m, {}, Objective::modelled);
+  EXPECT_EQ(cautious.stages, p.stages);
+  EXPECT_DOUBLE_EQ(cautious.heads[0], 1.2 * head);
 }
 
 // A head that no exit asks is nobody's, least of all the last stage's.

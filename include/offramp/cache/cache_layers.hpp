@@ -266,6 +266,7 @@ class Cacher {
     t.risk = options_.budget ? Risk::disagreement : options_.certificate.risk;
     t.budget = options_.budget;
     t.epsilon = options_.certificate.epsilon;
+    t.even = objective() == Objective::modelled;
     return t;
   }
 

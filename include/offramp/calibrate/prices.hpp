@@ -58,10 +58,8 @@ inline ExitPrices measured_prices(const Model& model, std::span<const float> sam
 
 /// Time as a sum: executed FLOPs, those that a core could do while the bytes of a layer move between caches and
 /// registers, and those until it is in its stride. Weights come beside the work; where that is less than the FLOPs
-/// which their bytes are worth, it is they that take the time. `bench/prices.cpp` compares it with the clock. A head
-/// counts a tenth more: one that would only just pay is one that may not.
+/// which their bytes are worth, it is they that take the time. `bench/prices.cpp` compares it with the clock.
 inline ExitPrices modelled_prices(const Model& model) {
-  constexpr double head_margin = 1.2;
   const auto exits = static_cast<std::size_t>(model.exit_count());
   ExitPrices p{std::vector<double>(exits, 0.0), std::vector<double>(exits, 0.0), 0};
   for (const LayerInfo& l : model.layers()) {
@@ -70,12 +68,12 @@ inline ExitPrices modelled_prices(const Model& model) {
     const double pace = l.cost.integer > 0 ? 1 / kernel::byte_speedup(model.isa())
                         : winograd         ? kernel::winograd_pace
                                            : 1,
-                 work = static_cast<double>(l.cost.executed) * pace,
+                 work = static_cast<double>(l.cost.executed - l.transformed) * pace +
+                        static_cast<double>(l.transformed) * kernel::transformation_pace,
                  weights = kernel::flops_per_weight_byte() * static_cast<double>(l.weight_bytes);
     (l.is_head ? p.heads : p.stages)[static_cast<std::size_t>(l.exit)] +=
         std::max(work, weights) + kernel::flops_per_byte * static_cast<double>(l.bytes) + kernel::flops_per_layer;
   }
-  for (double& head : p.heads) head *= head_margin;
   return p;
 }
 
@@ -84,11 +82,15 @@ constexpr Objective objective_of_budget(Objective objective) noexcept {
   return objective == Objective::modelled ? Objective::flops : objective;
 }
 
-/// Prices for an objective; those that are measured are of some of `samples`.
+/// Prices for an objective; those that are measured are of some of `samples`. Modelled heads count a fifth more:
+/// between two stages a head drives out of the caches what the next one reads, and one that only just pays may not pay.
 inline ExitPrices prices_of(const Model& model, std::span<const float> samples, Objective objective) {
-  return objective == Objective::latency    ? measured_prices(model, samples)
-         : objective == Objective::modelled ? modelled_prices(model)
-                                            : ExitPrices{};
+  constexpr double head_margin = 1.2;
+  if (objective == Objective::latency) return measured_prices(model, samples);
+  ExitPrices p;
+  if (objective == Objective::modelled) p = modelled_prices(model);
+  for (double& head : p.heads) head *= head_margin;
+  return p;
 }
 
 }  // namespace offramp

@@ -58,6 +58,7 @@ struct SelectionTarget {
   Risk risk = Risk::disagreement;
   double epsilon = 0.01;         ///< what the risk may be
   std::optional<double> budget;  ///< instead: mean price of a sample
+  bool even = false;  ///< of sets of heads that save nearly as much, rather one whose price follows its FLOPs
 };
 
 /// How exits judge their answers.
@@ -177,18 +178,27 @@ inline const ThresholdSetting* at_target(const std::vector<ThresholdSetting>& pa
 
 /// What a set of exits does at a target.
 struct SetValue {
-  double loss = 1;    ///< mean price as a share of the full network's; under a budget the disagreement
-  bool even = false;  ///< what it saves it saves in FLOPs and in price alike
+  double loss = 1;   ///< mean price as a share of the full network's; under a budget the disagreement
+  double ratio = 1;  ///< price saved over FLOPs saved
 };
 inline SetValue value_at(const JudgedTarget& judged, const SelectionTarget& target, int fines) {
-  constexpr double least_ratio = 0.95;
   const auto path = threshold_path(judged.agreement, fines);
   const ThresholdSetting* s = at_target(path, judged, target);
-  if (target.budget) return {s ? 1 - s->outcome.accuracy : std::numeric_limits<double>::infinity()};
+  if (target.budget) return {s ? 1 - s->outcome.accuracy : std::numeric_limits<double>::infinity(), 1};
   if (s == nullptr) return {};
   const Outcome full = full_outcome(judged.agreement);
   const double price = s->outcome.mean_price / full.mean_price, flops = s->outcome.mean_flops / full.mean_flops;
-  return {price, 1 - price >= least_ratio * (1 - flops)};
+  return {price, flops < 1 ? (1 - price) / (1 - flops) : 1};
+}
+
+/// The same with heads dearer by what their price is more than their FLOPs say, both as shares of the full network's.
+inline ExitRecords with_even_heads(ExitRecords r) {
+  const double price = r.full_price(), flops = r.full_flops();
+  for (std::size_t k = 0; k < r.prices.heads.size(); ++k) {
+    const double own = r.prices.heads[k] / price;
+    r.prices.heads[k] += std::max(0.0, own - static_cast<double>(r.heads[k].flops) / flops) * price;
+  }
+  return r;
 }
 
 /// Sets of heads for one fine: what they cost, and moves between them.
@@ -287,30 +297,33 @@ class HeadSearch {
 /// Chooses heads among many: each time the one that saves most, instead of those that its place has or behind them (a
 /// cheap head for easy samples, a dear one for others), or the one that is better than another, then those out that do
 /// not pay any more, until nothing helps; for a range of fines, of which the set that does best at the target is kept.
-/// Of sets that do about as well one is kept that saves FLOPs and price alike, as FLOPs are the same on every machine.
+/// Where the target says so, that is one whose price follows its FLOPs, if it saves nearly as much as the best.
 /// `place_of[i]` is the place of exit i; exits are in order of place, those of a place in order of cost.
 inline std::vector<Index> choose_heads(const ExitScores& scores, std::span<const std::size_t> place_of,
                                        const SelectionTarget& target) {
-  constexpr double alike = 0.01;  // samples that choose do not tell such sets apart
-  const ExitRecords records = judge(scores, MaxProbability{Thresholds(1.0f)}, Truth::full_network);
+  constexpr double nearly = 0.85, least_ratio = 0.93;  // of prices that are cautious about heads
+  std::vector<ExitRecords> records{judge(scores, MaxProbability{Thresholds(1.0f)}, Truth::full_network)};
+  if (target.even && !target.budget) records.push_back(detail::with_even_heads(records.front()));
   std::vector<std::vector<Index>> sets;
   std::vector<detail::SetValue> values;
-  for (double fine = 2; fine < 600; fine *= 1.6) {
-    std::vector<Index> kept = detail::HeadSearch(records, place_of, fine).best();
-    if (kept.empty() || std::count(sets.begin(), sets.end(), kept) > 0) continue;
-    values.push_back(detail::value_at({Confidence{}, keep_exits(scores, kept), target}, target, 40));
-    sets.push_back(std::move(kept));
+  for (const ExitRecords& r : records) {
+    for (double fine = 2; fine < 600; fine *= 1.6) {
+      std::vector<Index> kept = detail::HeadSearch(r, place_of, fine).best();
+      if (kept.empty() || std::count(sets.begin(), sets.end(), kept) > 0) continue;
+      values.push_back(detail::value_at({Confidence{}, keep_exits(scores, kept), target}, target, 40));
+      sets.push_back(std::move(kept));
+    }
   }
-  const auto best = [&](double limit, bool even) {
+  const auto best = [&](double limit, double ratio) {
     std::optional<std::size_t> found;
     for (std::size_t i = 0; i < sets.size(); ++i)
-      if (values[i].loss < limit && (values[i].even || !even)) limit = values[i].loss, found = i;
+      if (values[i].loss < limit && values[i].ratio >= ratio) limit = values[i].loss, found = i;
     return found;
   };
-  const auto least = best(target.budget ? std::numeric_limits<double>::infinity() : 1, false);
-  if (!least) return {};
-  if (target.budget) return sets[*least];
-  return sets[best(std::min(1.0, values[*least].loss + alike), true).value_or(*least)];
+  auto found = best(target.budget ? std::numeric_limits<double>::infinity() : 1, 0);
+  if (!found) return {};
+  if (target.even && !target.budget) found = best(1 - nearly * (1 - values[*found].loss), least_ratio).value_or(*found);
+  return sets[*found];
 }
 
 /// Thresholds of the largest probability that meet the target, for the weights of a second training: infinite where an

@@ -57,6 +57,7 @@ struct LayerInfo {
   Shape output;  ///< for one sample, channels second
   Index parameters = 0;
   Cost cost;               ///< of one sample
+  Index transformed = 0;   ///< of the FLOPs that are executed, those of Winograd's transformations
   Index bytes = 0;         ///< that one sample reads and writes: inputs, outputs, constants; none where nothing moves
   Index weight_bytes = 0;  ///< of these, the constants
   Index exit = 0;          ///< its stage, or the exit whose head it belongs to; -1: of an output that is no exit

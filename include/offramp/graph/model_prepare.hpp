@@ -418,6 +418,7 @@ OFFRAMP_SEPARABLE OFFRAMP_COLD void Model::Data::pack(Data& d, const Inference& 
       const auto of_one = [&](Index at_two, Index at_three) { return d.single ? at_two : 2 * at_two - at_three; };
       layer.bytes = of_one(moved(in) + moved(out), moved(in3) + moved(out3));
       layer.cost.executed = of_one(s.op->executed(in, out), s.op->executed(in3, out3));
+      layer.transformed = of_one(s.op->transformed(in), s.op->transformed(in3));
     }
     for (std::size_t k = 0; k < node.inputs.size() && !d.has_graph; ++k) {
       if (node.inputs[k] == no_value || !s.op->has_packed(k)) continue;

@@ -127,6 +127,9 @@ class ConvPlan {
     return {macs, 2 * macs + outputs * Index{has_bias_}, executed + outputs * (has_bias_ + residual + tail_.executed)};
   }
 
+  /// Of what is executed, the transformations of Winograd's tiles.
+  Index transformed(Index batch) const noexcept { return kind_ == Kind::winograd ? winograd_.transformed(batch) : 0; }
+
   std::size_t scratch_bytes(Index batch, Index threads = 1) const noexcept {
     return turned_at(batch, threads) + floats_for(turns() ? batch * image_size() : 0) +
            floats_for(pools_after() ? batch * w_.out_count() * out_channels_ : 0);
@@ -538,6 +541,9 @@ class ConvOperation final : public Operation {
   }
   Index executed(std::span<const TensorView> in, std::span<const TensorView>) const noexcept override {
     return plan_.cost(in[0].shape[0], optional_input(in, 3) != nullptr).executed;
+  }
+  Index transformed(std::span<const TensorView> in) const noexcept override {
+    return plan_.transformed(in[0].shape[0]);
   }
   std::size_t scratch_bytes(std::span<const TensorView> in, std::span<const TensorView> out,
                             Index threads) const noexcept override {

@@ -85,6 +85,9 @@ class Operation {
     return cost(in, out).flops;
   }
 
+  /// Of these, what transforms an image so that there is less to multiply.
+  virtual Index transformed(std::span<const TensorView> /*in*/) const noexcept { return 0; }
+
   /// What `forward` needs with an executor of so many threads.
   virtual std::size_t scratch_bytes(std::span<const TensorView> /*in*/, std::span<const TensorView> /*out*/,
                                     Index /*threads*/) const noexcept {

@@ -95,19 +95,23 @@ class WinogradPlan {
   Index tiles() const noexcept { return t_.tiles_down() * t_.tiles_across(); }
   std::span<const std::byte> packed() const noexcept { return weights_.raw(); }
 
+  /// FLOPs of the transformations of tiles.
+  Index transformed(Index batch) const noexcept {
+    const auto n = static_cast<std::size_t>(t_.m / 2 - 1);
+    static constexpr std::array<Index, 3> input{4, 20, 44}, output{4, 12, 34};  // of one column of a tile
+    const Index points = t_.m + 2;
+    return batch * tiles() *
+           (2 * points * input[n] * job_.in_channels + (points + t_.m) * output[n] * job_.out_channels);
+  }
   /// FLOPs of products and transformations, without bias and tail.
   Index executed(Index batch) const noexcept {
-    const Index n = t_.m == 2 ? 0 : t_.m == 4 ? 1 : 2;
-    static constexpr std::array<Index, 3> input{4, 20, 44}, output{4, 12, 34};  // of one column of a tile
-    const Index points = t_.m + 2, all = batch * tiles(),
-                weights = job_.in_channels * kernel::padded_columns(job_.out_channels);
+    const Index all = batch * tiles(), weights = job_.in_channels * kernel::padded_columns(job_.out_channels);
     Index products = 2 * all * t_.points() * weights;
     if (job_.method.plain_weights) {  // 102 to transform the weights of a pair of channels
       const Index rows = kernel::WinogradProducts::rows;
       products = strip_tiles(all) / rows * (2 * rows * t_.points() + 102) * weights;
     }
-    return products + all * (2 * points * input[static_cast<std::size_t>(n)] * job_.in_channels +
-                             (points + t_.m) * output[static_cast<std::size_t>(n)] * job_.out_channels);
+    return products + transformed(batch);
   }
 
   std::size_t scratch_bytes(Index batch, Index threads) const noexcept {
