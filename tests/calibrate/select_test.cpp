@@ -103,7 +103,7 @@ TEST(Select, HeadsAreAboutTheBestSet) {
     std::vector<std::size_t> place_of;
     const ExitScores s = many_heads(500, random, place_of);
     const auto value = [&](const std::vector<Index>& kept) {
-      return kept.empty() ? 1 : detail::value_at({Confidence{}, keep_exits(s, kept), target}, target, 40).loss;
+      return kept.empty() ? 1 : detail::value_at({Confidence{}, keep_exits(s, kept), target}, target, 40);
     };
     double best = 1;
     for (unsigned set = 1; set < 1u << place_of.size(); ++set) {
@@ -118,6 +118,25 @@ TEST(Select, HeadsAreAboutTheBestSet) {
   }
   EXPECT_LT(possible, 0.9 * 4);  // there was something to find
   EXPECT_LT(found, possible + 0.02);
+}
+
+// A head that is dear for its FLOPs stays out where another one does nearly as well, if that is asked for.
+TEST(Select, HeadsWhosePriceFollowsTheirFlopsArePreferred) {
+  ExitScores s = made_up(3000, 2);
+  s.stages = {Cost::plain(100), {}, Cost::plain(400), Cost::plain(500)};
+  s.heads = {Cost::plain(2), Cost::plain(40), Cost::plain(500), {}};
+  s.prices = {{100, 0, 400, 500}, {30, 40, 500, 0}, 0};
+  const auto row = [&](Index i, Index k) { return s.scores.begin() + (i * s.exits + k) * s.classes; };
+  for (Index i = 0; i < s.samples; ++i) std::copy_n(row(i, 0), s.classes, row(i, 1));  // as good, and a little dearer
+  SelectionTarget target;
+  target.epsilon = 0.03;
+  const std::vector<std::size_t> places{0, 0, 1};
+  EXPECT_EQ(choose_heads(s, places, target), (std::vector<Index>{0}));
+  target.even = true;
+  EXPECT_EQ(choose_heads(s, places, target), (std::vector<Index>{1}));
+  // Not where it does much worse.
+  s.prices.heads[1] = 120, s.heads[1] = Cost::plain(120);
+  EXPECT_EQ(choose_heads(s, places, target), (std::vector<Index>{0}));
 }
 
 // What is judged exit by exit may be judged before exits are left out.
