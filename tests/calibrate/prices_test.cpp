@@ -49,7 +49,7 @@ TEST(Prices, CountWeightsThatNoWorkHides) {
   EXPECT_DOUBLE_EQ(p.heads[0], head);
   const ExitPrices cautious = prices_of(m, {}, Objective::modelled);
   EXPECT_EQ(cautious.stages, p.stages);
-  EXPECT_DOUBLE_EQ(cautious.heads[0], 1.2 * head);
+  EXPECT_DOUBLE_EQ(cautious.heads[0], 1.1 * head);
 }
 
 // A head that no exit asks is nobody's, least of all the last stage's.

@@ -103,7 +103,7 @@ TEST(Select, HeadsAreAboutTheBestSet) {
     std::vector<std::size_t> place_of;
     const ExitScores s = many_heads(500, random, place_of);
     const auto value = [&](const std::vector<Index>& kept) {
-      return kept.empty() ? 1 : detail::value_at({Confidence{}, keep_exits(s, kept), target}, target, 40);
+      return kept.empty() ? 1 : detail::value_at({Confidence{}, keep_exits(s, kept), target}, target, 40).loss;
     };
     double best = 1;
     for (unsigned set = 1; set < 1u << place_of.size(); ++set) {

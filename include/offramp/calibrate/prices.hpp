@@ -70,9 +70,13 @@ inline ExitPrices modelled_prices(const Model& model) {
                                            : 1,
                  work = static_cast<double>(l.cost.executed - l.transformed) * pace +
                         static_cast<double>(l.transformed) * kernel::transformation_pace,
+                 rounding = l.cost.integer > 0
+                                ? kernel::flops_per_rounded_byte * static_cast<double>(l.bytes - l.weight_bytes)
+                                : 0,
                  weights = kernel::flops_per_weight_byte() * static_cast<double>(l.weight_bytes);
     (l.is_head ? p.heads : p.stages)[static_cast<std::size_t>(l.exit)] +=
-        std::max(work, weights) + kernel::flops_per_byte * static_cast<double>(l.bytes) + kernel::flops_per_layer;
+        std::max(work, weights) + kernel::flops_per_byte * static_cast<double>(l.bytes) + rounding +
+        kernel::flops_per_layer;
   }
   return p;
 }
@@ -82,10 +86,10 @@ constexpr Objective objective_of_budget(Objective objective) noexcept {
   return objective == Objective::modelled ? Objective::flops : objective;
 }
 
-/// Prices for an objective; those that are measured are of some of `samples`. Modelled heads count a fifth more:
+/// Prices for an objective; those that are measured are of some of `samples`. Modelled heads count a tenth more:
 /// between two stages a head drives out of the caches what the next one reads, and one that only just pays may not pay.
 inline ExitPrices prices_of(const Model& model, std::span<const float> samples, Objective objective) {
-  constexpr double head_margin = 1.2;
+  constexpr double head_margin = 1.1;
   if (objective == Objective::latency) return measured_prices(model, samples);
   ExitPrices p;
   if (objective == Objective::modelled) p = modelled_prices(model);

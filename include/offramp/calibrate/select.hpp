@@ -58,7 +58,7 @@ struct SelectionTarget {
   Risk risk = Risk::disagreement;
   double epsilon = 0.01;         ///< what the risk may be
   std::optional<double> budget;  ///< instead: mean price of a sample
-  bool even = false;             ///< rather heads whose price follows their FLOPs, where they save nearly as much
+  bool even = false;  ///< of sets of heads that save nearly as much, rather one whose price follows its FLOPs
 };
 
 /// How exits judge their answers.
@@ -176,17 +176,24 @@ inline const ThresholdSetting* at_target(const std::vector<ThresholdSetting>& pa
   return best;
 }
 
-/// How good that setting is, the smaller the better: mean price as a share of the full network's, or disagreement.
-inline double value_at(const JudgedTarget& judged, const SelectionTarget& target, int fines) {
+/// What a set of exits does at a target.
+struct SetValue {
+  double loss = 1;   ///< mean price as a share of the full network's; under a budget the disagreement
+  double ratio = 1;  ///< price saved over FLOPs saved
+};
+inline SetValue value_at(const JudgedTarget& judged, const SelectionTarget& target, int fines) {
   const auto path = threshold_path(judged.agreement, fines);
   const ThresholdSetting* s = at_target(path, judged, target);
-  if (target.budget) return s ? 1 - s->outcome.accuracy : std::numeric_limits<double>::infinity();
-  return s ? s->outcome.mean_price / full_outcome(judged.agreement).mean_price : 1;
+  if (target.budget) return {s ? 1 - s->outcome.accuracy : std::numeric_limits<double>::infinity(), 1};
+  if (s == nullptr) return {};
+  const Outcome full = full_outcome(judged.agreement);
+  const double price = s->outcome.mean_price / full.mean_price, flops = s->outcome.mean_flops / full.mean_flops;
+  return {price, flops < 1 ? (1 - price) / (1 - flops) : 1};
 }
 
 /// Heads whose price follows their FLOPs, both as shares of the full network's; cheap ones whatever they do.
 inline std::vector<Index> even_heads(const ExitRecords& r) {
-  constexpr double cheap = 0.01, most = 1.5;
+  constexpr double cheap = 0.01, most = 1.1;
   std::vector<Index> even;
   for (Index k = 0; k + 1 < r.exits; ++k) {
     const double price = r.head_price(k) / r.full_price(),
@@ -294,33 +301,38 @@ class HeadSearch {
 /// Chooses heads among many: each time the one that saves most, instead of those that its place has or behind them (a
 /// cheap head for easy samples, a dear one for others), or the one that is better than another, then those out that do
 /// not pay any more, until nothing helps; for a range of fines, of which the set that does best at the target is kept.
-/// Where the target says so, it has no heads whose price is far more than their FLOPs, if it saves nearly as much so.
+/// Where the target says so, that is one whose price follows its FLOPs, if it saves nearly as much as the best.
 /// `place_of[i]` is the place of exit i; exits are in order of place, those of a place in order of cost.
 inline std::vector<Index> choose_heads(const ExitScores& scores, std::span<const std::size_t> place_of,
                                        const SelectionTarget& target) {
-  constexpr double nearly = 0.85;
+  constexpr double nearly = 0.85, least_ratio = 0.93;  // of prices that are cautious about heads
   const ExitRecords records = judge(scores, MaxProbability{Thresholds(1.0f)}, Truth::full_network);
-  std::vector<std::vector<Index>> seen;
-  const auto best_of = [&](std::span<const Index> offered) {
-    std::pair best{target.budget ? std::numeric_limits<double>::infinity() : 1.0, std::vector<Index>()};
+  std::vector<std::vector<Index>> sets;
+  std::vector<detail::SetValue> values;
+  const auto search = [&](std::span<const Index> offered) {
     for (double fine = 2; fine < 600; fine *= 1.6) {
       std::vector<Index> kept = detail::HeadSearch(records, offered, place_of, fine).best();
-      if (kept.empty() || std::count(seen.begin(), seen.end(), kept) > 0) continue;
-      seen.push_back(kept);
-      const double v = detail::value_at({Confidence{}, keep_exits(scores, kept), target}, target, 40);
-      if (v < best.first) best = {v, std::move(kept)};
+      if (kept.empty() || std::count(sets.begin(), sets.end(), kept) > 0) continue;
+      values.push_back(detail::value_at({Confidence{}, keep_exits(scores, kept), target}, target, 40));
+      sets.push_back(std::move(kept));
     }
-    return best;
+  };
+  const auto best = [&](double limit, double ratio) {
+    std::optional<std::size_t> found;
+    for (std::size_t i = 0; i < sets.size(); ++i)
+      if (values[i].loss < limit && values[i].ratio >= ratio) limit = values[i].loss, found = i;
+    return found;
   };
   std::vector<Index> all(static_cast<std::size_t>(scores.exits - 1));
   std::iota(all.begin(), all.end(), Index{0});
-  auto [least, best] = best_of(all);
-  const std::vector<Index> even = detail::even_heads(records);
-  const auto is_even = [&](Index k) { return std::binary_search(even.begin(), even.end(), k); };
-  if (!target.even || target.budget || std::all_of(best.begin(), best.end(), is_even)) return best;
-  seen.clear();
-  auto [least_even, best_even] = best_of(even);
-  return 1 - least_even >= nearly * (1 - least) ? best_even : best;
+  search(all);
+  auto found = best(target.budget ? std::numeric_limits<double>::infinity() : 1, 0);
+  if (!found) return {};
+  if (target.even && !target.budget && values[*found].ratio < least_ratio) {
+    search(detail::even_heads(records));
+    found = best(1 - nearly * (1 - values[*found].loss), least_ratio).value_or(*found);
+  }
+  return sets[*found];
 }
 
 /// Thresholds of the largest probability that meet the target, for the weights of a second training: infinite where an

@@ -21,10 +21,12 @@ inline WeightRate weight_rate() noexcept {
 }
 
 /// What modelled prices (`calibrate/prices.hpp`) reckon with, in FLOPs that a core could do meanwhile: while a byte
-/// moves between caches and registers; until a layer is in its stride; while it does a FLOP of Winograd's products,
-/// which are many small ones, and one of his transformations, which add more than they multiply and load more than they
-/// add. Measured on a Zen 5, at 90 stages and heads of thirteen networks.
-inline constexpr double flops_per_byte = 2, flops_per_layer = 10000, winograd_pace = 1.2, transformation_pace = 2;
+/// moves between caches and registers, and where it is rounded on its way, besides; until a layer is in its stride;
+/// while it does a FLOP of Winograd's products, which are many small ones, and one of his transformations, which add
+/// more than they multiply and load more than they add. Measured on a Zen 5, at 90 stages and heads of thirteen
+/// networks.
+inline constexpr double flops_per_byte = 2, flops_per_rounded_byte = 4, flops_per_layer = 10000, winograd_pace = 1.2,
+                        transformation_pace = 2;
 
 /// The same while a byte of weights comes, of which a step before has asked for the first. Measured at heads that pool
 /// a map and multiply it by 15 to 50 KB on a Zen 5, by 26 KB on a Xeon.
@@ -32,9 +34,9 @@ inline double flops_per_weight_byte() noexcept {
   return detail::is_zen5() ? 1 : 6;
 }
 
-/// How many times as fast products are in bytes: small ones spend three eighths of the time on packing and rounding.
+/// How many times as fast products are in bytes; what comes in and goes out as floats must be rounded besides.
 inline double byte_speedup(Isa isa) noexcept {
-  return std::max(1.0, 0.625 * byte_multiply_adds(isa));
+  return std::max(1.0, 0.775 * byte_multiply_adds(isa));
 }
 
 /// Cycles in which so many bytes of weights come to one core.
