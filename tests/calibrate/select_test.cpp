@@ -124,8 +124,8 @@ TEST(Select, HeadsAreAboutTheBestSet) {
 TEST(Select, HeadsWhosePriceFollowsTheirFlopsArePreferred) {
   ExitScores s = made_up(3000, 2);
   s.stages = {Cost::plain(100), {}, Cost::plain(400), Cost::plain(500)};
-  s.heads = {Cost::plain(2), Cost::plain(40), Cost::plain(500), {}};
-  s.prices = {{100, 0, 400, 500}, {30, 40, 500, 0}, 0};
+  s.heads = {Cost::plain(2), Cost::plain(85), Cost::plain(500), {}};
+  s.prices = {{100, 0, 400, 500}, {80, 85, 500, 0}, 0};
   const auto row = [&](Index i, Index k) { return s.scores.begin() + (i * s.exits + k) * s.classes; };
   for (Index i = 0; i < s.samples; ++i) std::copy_n(row(i, 0), s.classes, row(i, 1));  // as good, and a little dearer
   SelectionTarget target;
@@ -135,7 +135,7 @@ TEST(Select, HeadsWhosePriceFollowsTheirFlopsArePreferred) {
   target.even = true;
   EXPECT_EQ(choose_heads(s, places, target), (std::vector<Index>{1}));
   // Not where it does much worse.
-  s.prices.heads[1] = 120, s.heads[1] = Cost::plain(120);
+  s.prices.heads[1] = 220, s.heads[1] = Cost::plain(220);
   EXPECT_EQ(choose_heads(s, places, target), (std::vector<Index>{0}));
 }
 
