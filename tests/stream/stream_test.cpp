@@ -42,7 +42,7 @@ class EveryIsa : public ::testing::TestWithParam<Isa> {
       ASSERT_EQ(y.size(), outputs);
       expected.insert(expected.end(), y.begin(), y.end());
     }
-    for (const std::size_t block : {1, 2, 3, 7, 8, 13, 64}) {
+    for (const std::size_t block : {1UL, 2UL, 3UL, 7UL, 8UL, 13UL, 64UL}) {
       auto state = net.make_state();
       std::vector<float> y(samples * outputs + 16, -7.0f);
       for (std::size_t t = 0; t < samples;) {
