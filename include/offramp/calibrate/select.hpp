@@ -305,7 +305,7 @@ class HeadSearch {
 /// `place_of[i]` is the place of exit i; exits are in order of place, those of a place in order of cost.
 inline std::vector<Index> choose_heads(const ExitScores& scores, std::span<const std::size_t> place_of,
                                        const SelectionTarget& target) {
-  constexpr double nearly = 0.85, least_ratio = 0.93;  // of prices that are cautious about heads
+  constexpr double nearly = 0.85, least_ratio = 0.955;  // of prices that are cautious about heads
   const ExitRecords records = judge(scores, MaxProbability{Thresholds(1.0f)}, Truth::full_network);
   std::vector<std::vector<Index>> sets;
   std::vector<detail::SetValue> values;
