@@ -25,16 +25,21 @@ std::vector<float> channels_last(std::span<const float> x, Index batch, Index ch
 }
 
 // Every tile size on every instruction set, in float32 and bfloat16, alone and with three threads, with odd sizes,
-// borders, bias, residual and every kind of tail.
+// borders, bias, residual and every kind of tail. The last trials are of 16 channels and whole tiles, which stay in L1.
 TEST(Winograd, EqualsSevenLoops) {
   std::mt19937 engine(3);
   const auto pick = [&](std::initializer_list<Index> from) { return *(from.begin() + engine() % from.size()); };
   ThreadPool pool(3);
-  for (int trial = 0; trial < 60; ++trial) {
+  for (int trial = 0; trial < 90; ++trial) {
     test::ConvCase c;
     c.batch = pick({1, 2, 5}), c.h = pick({1, 3, 7, 8, 13}), c.w = pick({2, 6, 9, 20, 40});
     c.in = pick({1, 8, 16, 19, 40, 70, 128}), c.out = pick({3, 16, 21, 48});
     c.kh = c.kw = 3, c.top = pick({0, 1, 2}), c.left = pick({1, 2}), c.bottom = pick({1, 2}), c.right = pick({0, 1});
+    if (trial >= 60) {
+      c.in = c.out = 16;
+      c.top = pick({0, 1}), c.left = pick({0, 1}), c.bottom = pick({0, 1}), c.right = pick({0, 1});
+      c.h = pick({4, 8, 16, 20}) + 2 - c.top - c.bottom, c.w = pick({4, 12, 36, 68}) + 2 - c.left - c.right;
+    }
     if (c.out_h() < 1 || c.out_w() < 1) continue;
     const auto x = test::random_floats(c.batch * c.in * c.h * c.w, 10 + static_cast<unsigned>(trial)),
                w = test::random_floats(c.out * c.in * 9, 2), b = test::random_floats(kernel::padded_columns(c.out), 3);

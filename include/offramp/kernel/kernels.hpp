@@ -53,6 +53,11 @@ struct Ahead {
   Index step = 0, across = 0;  ///< floats from step to step, and from block to block
 };
 
+/// The activations that are cheap enough for sums in registers.
+constexpr bool is_cheap(Unary f) noexcept {
+  return f == Unary::identity || f == Unary::relu || f == Unary::clip;
+}
+
 /// A matrix product C = act(A B + bias + residual). A is given by row addresses, `taps` runs of `run` elements each, so
 /// that a convolution's window is read where it lies (indirect convolution, Dukhan 2019, arXiv 1907.02129).
 struct Gemm {
@@ -156,6 +161,23 @@ struct WinogradProducts {
   const float* ahead = nullptr;  ///< null, or what will be read next: asked for with the last of the weights
 };
 
+/// A convolution by F(4 x 4, 3 x 3) of 16 channels to 16, as many pixels a side as fours make and at most one outside
+/// of the image. There products are so short that the way of a tile through L2, to them and from them, would take as
+/// long as the transformations: here some tiles at a time go through in L1, twelve points (two rows) after the other,
+/// whose part of A^T m A is added up in the output.
+struct WinogradNarrow {
+  static constexpr Index together = 16, tile = 12 * column_block;  ///< tiles; floats from one to the next
+  static constexpr Index memory_floats = together * tile;
+
+  Winograd tiles;  ///< `plane` and `block` do not matter
+  const float* in = nullptr;
+  const float* weights = nullptr;  ///< transformed, [36][16][16]
+  float* memory = nullptr;         ///< `memory_floats`
+  float* out = nullptr;
+  const std::byte* ahead = nullptr;   ///< null, or what will be read next
+  Index ahead_bytes = 0, planes = 1;  ///< asked for in so many parts: 36 for every `together` tiles
+};
+
 /// Four rows of outputs of a convolution 3 x 3 with stride 1 by F(4 x 1, 3 x 3): Winograd's filtering down the columns
 /// alone, half of the multiplications, which needs no way through memory: for images of a few channels, whose sums are
 /// too short for the products of a whole tile. Of the six rows that it reads, `winograd_columns` made B^T d.
@@ -201,6 +223,7 @@ struct Kernels {
   void (*winograd_output)(const Winograd&, const float* tiles, float* out) noexcept;
   /// Null where the registers are too few.
   void (*winograd_products)(const WinogradProducts&) noexcept;
+  void (*winograd_narrow)(const WinogradNarrow&) noexcept;  ///< null where vectors have less than 16 lanes
   /// B^T d of F(4, 3) down six rows of n floats, to six rows `step` apart.
   void (*winograd_columns)(const float* const rows[6], float* out, Index step, Index n) noexcept;
   void (*winograd_rows)(const WinogradRows&) noexcept;

@@ -62,6 +62,7 @@ class WinogradPlan {
                             : kernel::packed_size(in_channels, out_channels);
     weights_ = Tensor(method.halves ? DType::bf16 : DType::f32, {method.plain_weights ? 9 : t_.points(), packed_});
     method.plain_weights ? pack_plain(weights) : method.halves ? pack<std::uint16_t>(weights) : pack<float>(weights);
+    is_narrow_ = can_be_narrow();
   }
 
   /// Whether all tiles of 4 x 4 outputs meet weights that are transformed once: plain weights pay for that only.
@@ -137,6 +138,9 @@ class WinogradPlan {
                           own = kernel::part_of(panels, 1, shared.of_channels, i % shared.of_channels);
       const Index block = block_of(tiles.last - tiles.first, job_);
       float* memory = reinterpret_cast<float*>(scratch) + i * own_memory;
+      if (is_narrow_ && kernels.winograd_narrow && kernel::is_cheap(tail.activation) &&
+          tail.pooling == kernel::Pooling::none)
+        return run_narrow(in, out, output, tiles, memory, kernels, next);
       for (Index first = tiles.first; first < tiles.last; first += block) {
         const Index last = std::min(first + block, tiles.last);
         run_block(in, out, output, {first, last}, own, memory, kernels,
@@ -228,10 +232,36 @@ class WinogradPlan {
     return (tiles + blocks - 1) / blocks;
   }
   // Floats of a block's transforms, the input's first.
-  Index slot(Index tiles) const noexcept { return input_floats(tiles) + t_.points() * plane(tiles, job_.out_channels); }
+  Index slot(Index tiles) const noexcept {
+    const Index floats = input_floats(tiles) + t_.points() * plane(tiles, job_.out_channels);
+    return is_narrow_ ? std::max(floats, kernel::WinogradNarrow::memory_floats) : floats;
+  }
   Index input_floats(Index tiles) const noexcept {
     const Index values = t_.points() * plane(tiles, job_.in_channels);
     return job_.method.halves ? values / 2 : values;
+  }
+
+  // What `WinogradNarrow` can do. Padding is of one pixel where tiles of 4 x 4 make all outputs.
+  bool can_be_narrow() const noexcept {
+    const auto reaches = [](Index in, Index out, Index before) {
+      return out % 4 == 0 && before <= 1 && out + 2 - before <= in + 1;
+    };
+    return job_.method.m == 4 && !job_.method.halves && !job_.method.plain_weights &&
+           job_.in_channels == kernel::column_block && job_.out_channels == kernel::column_block &&
+           reaches(t_.in_h, t_.out_h, t_.pad_top) && reaches(t_.in_w, t_.out_w, t_.pad_left);
+  }
+
+  void run_narrow(const float* in, float* out, const kernel::Winograd& output, kernel::Range tiles, float* memory,
+                  const kernel::Kernels& kernels, std::span<const std::byte> next) const noexcept {
+    constexpr Index together = kernel::WinogradNarrow::together;
+    kernel::WinogradNarrow g;
+    g.tiles = output;
+    g.tiles.first = tiles.first, g.tiles.count = tiles.last - tiles.first;
+    g.tiles.pixel = g.tiles.channels = kernel::column_block;
+    g.in = in, g.out = out, g.weights = weights_.view().f32(), g.memory = memory;
+    g.ahead = next.data(), g.ahead_bytes = static_cast<Index>(next.size());
+    g.planes = t_.points() * ((g.tiles.count + together - 1) / together);
+    kernels.winograd_narrow(g);
   }
 
   // The outputs of these tiles in these blocks of 16 channels.
@@ -358,6 +388,7 @@ class WinogradPlan {
   }
 
   Index packed_ = 0;
+  bool is_narrow_ = false;
   Job job_;
   kernel::Winograd t_;
   Tensor weights_;
