@@ -91,7 +91,7 @@ class WinogradPlan {
   std::string text() const {
     const std::string m = std::to_string(t_.m);
     return (job_.method.halves ? "bf16 winograd F(" : "winograd F(") + m + "x" + m + ",3x3)" +
-           (job_.method.plain_weights ? " of plain weights" : "");
+           (job_.method.plain_weights ? " of plain weights" : is_narrow_ ? " in L1" : "");
   }
   Index tiles() const noexcept { return t_.tiles_down() * t_.tiles_across(); }
   std::span<const std::byte> packed() const noexcept { return weights_.raw(); }
@@ -99,10 +99,9 @@ class WinogradPlan {
   /// FLOPs of the transformations of tiles.
   Index transformed(Index batch) const noexcept {
     const auto n = static_cast<std::size_t>(t_.m / 2 - 1);
-    static constexpr std::array<Index, 3> input{4, 20, 44}, output{4, 12, 34};  // of one column of a tile
-    const Index points = t_.m + 2;
-    return batch * tiles() *
-           (2 * points * input[n] * job_.in_channels + (points + t_.m) * output[n] * job_.out_channels);
+    static constexpr std::array<Index, 3> input{4, 20, 44}, output{4, 12, 34};       // of one column of a tile
+    const Index points = t_.m + 2, columns = points + (is_narrow_ ? t_.m : points);  // neighbours may share two
+    return batch * tiles() * (columns * input[n] * job_.in_channels + (points + t_.m) * output[n] * job_.out_channels);
   }
   /// FLOPs of products and transformations, without bias and tail.
   Index executed(Index batch) const noexcept {
@@ -247,8 +246,9 @@ class WinogradPlan {
       return out % 4 == 0 && before <= 1 && out + 2 - before <= in + 1;
     };
     return job_.method.m == 4 && !job_.method.halves && !job_.method.plain_weights &&
-           job_.in_channels == kernel::column_block && job_.out_channels == kernel::column_block &&
-           reaches(t_.in_h, t_.out_h, t_.pad_top) && reaches(t_.in_w, t_.out_w, t_.pad_left);
+           job_.lanes == kernel::column_block && job_.in_channels == kernel::column_block &&
+           job_.out_channels == kernel::column_block && reaches(t_.in_h, t_.out_h, t_.pad_top) &&
+           reaches(t_.in_w, t_.out_w, t_.pad_left);
   }
 
   void run_narrow(const float* in, float* out, const kernel::Winograd& output, kernel::Range tiles, float* memory,
