@@ -91,7 +91,9 @@ class WinogradPlan {
   std::string text() const {
     const std::string m = std::to_string(t_.m);
     return (job_.method.halves ? "bf16 winograd F(" : "winograd F(") + m + "x" + m + ",3x3)" +
-           (job_.method.plain_weights ? " of plain weights" : is_narrow_ ? " in L1" : "");
+           (job_.method.plain_weights ? " of plain weights"
+            : is_narrow_              ? " in L1"
+                                      : "");
   }
   Index tiles() const noexcept { return t_.tiles_down() * t_.tiles_across(); }
   std::span<const std::byte> packed() const noexcept { return weights_.raw(); }
