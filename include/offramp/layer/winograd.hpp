@@ -62,7 +62,6 @@ class WinogradPlan {
                             : kernel::packed_size(in_channels, out_channels);
     weights_ = Tensor(method.halves ? DType::bf16 : DType::f32, {method.plain_weights ? 9 : t_.points(), packed_});
     method.plain_weights ? pack_plain(weights) : method.halves ? pack<std::uint16_t>(weights) : pack<float>(weights);
-    is_narrow_ = can_be_narrow();
   }
 
   /// Whether all tiles of 4 x 4 outputs meet weights that are transformed once: plain weights pay for that only.
@@ -92,7 +91,7 @@ class WinogradPlan {
     const std::string m = std::to_string(t_.m);
     return (job_.method.halves ? "bf16 winograd F(" : "winograd F(") + m + "x" + m + ",3x3)" +
            (job_.method.plain_weights ? " of plain weights"
-            : is_narrow_              ? " in L1"
+            : is_narrow()             ? " in L1"
                                       : "");
   }
   Index tiles() const noexcept { return t_.tiles_down() * t_.tiles_across(); }
@@ -101,8 +100,8 @@ class WinogradPlan {
   /// FLOPs of the transformations of tiles.
   Index transformed(Index batch) const noexcept {
     const auto n = static_cast<std::size_t>(t_.m / 2 - 1);
-    static constexpr std::array<Index, 3> input{4, 20, 44}, output{4, 12, 34};       // of one column of a tile
-    const Index points = t_.m + 2, columns = points + (is_narrow_ ? t_.m : points);  // neighbours may share two
+    static constexpr std::array<Index, 3> input{4, 20, 44}, output{4, 12, 34};        // of one column of a tile
+    const Index points = t_.m + 2, columns = points + (is_narrow() ? t_.m : points);  // neighbours may share two
     return batch * tiles() * (columns * input[n] * job_.in_channels + (points + t_.m) * output[n] * job_.out_channels);
   }
   /// FLOPs of products and transformations, without bias and tail.
@@ -139,7 +138,7 @@ class WinogradPlan {
                           own = kernel::part_of(panels, 1, shared.of_channels, i % shared.of_channels);
       const Index block = block_of(tiles.last - tiles.first, job_);
       float* memory = reinterpret_cast<float*>(scratch) + i * own_memory;
-      if (is_narrow_ && kernels.winograd_narrow && kernel::is_cheap(tail.activation) &&
+      if (is_narrow() && kernels.winograd_narrow && kernel::is_cheap(tail.activation) &&
           tail.pooling == kernel::Pooling::none)
         return run_narrow(in, out, output, tiles, memory, kernels, next);
       for (Index first = tiles.first; first < tiles.last; first += block) {
@@ -233,17 +232,14 @@ class WinogradPlan {
     return (tiles + blocks - 1) / blocks;
   }
   // Floats of a block's transforms, the input's first.
-  Index slot(Index tiles) const noexcept {
-    const Index floats = input_floats(tiles) + t_.points() * plane(tiles, job_.out_channels);
-    return is_narrow_ ? std::max(floats, kernel::WinogradNarrow::memory_floats) : floats;
-  }
+  Index slot(Index tiles) const noexcept { return input_floats(tiles) + t_.points() * plane(tiles, job_.out_channels); }
   Index input_floats(Index tiles) const noexcept {
     const Index values = t_.points() * plane(tiles, job_.in_channels);
     return job_.method.halves ? values / 2 : values;
   }
 
   // What `WinogradNarrow` can do. Padding is of one pixel where tiles of 4 x 4 make all outputs.
-  bool can_be_narrow() const noexcept {
+  bool is_narrow() const noexcept {
     const auto reaches = [](Index in, Index out, Index before) {
       return out % 4 == 0 && before <= 1 && out + 2 - before <= in + 1;
     };
@@ -255,11 +251,13 @@ class WinogradPlan {
 
   void run_narrow(const float* in, float* out, const kernel::Winograd& output, kernel::Range tiles, float* memory,
                   const kernel::Kernels& kernels, std::span<const std::byte> next) const noexcept {
-    constexpr Index together = kernel::WinogradNarrow::together;
+    constexpr Index together = kernel::WinogradNarrow::together, block = kernel::column_block;
+    static_assert(kernel::WinogradNarrow::memory_floats <= 2 * 36 * (kernel::BlockedGemm::least_rows + 1) * block,
+                  "the least that a slot has");
     kernel::WinogradNarrow g;
     g.tiles = output;
     g.tiles.first = tiles.first, g.tiles.count = tiles.last - tiles.first;
-    g.tiles.pixel = g.tiles.channels = kernel::column_block;
+    g.tiles.pixel = g.tiles.channels = block;
     g.in = in, g.out = out, g.weights = weights_.view().f32(), g.memory = memory;
     g.ahead = next.data(), g.ahead_bytes = static_cast<Index>(next.size());
     g.planes = t_.points() * ((g.tiles.count + together - 1) / together);
@@ -390,7 +388,6 @@ class WinogradPlan {
   }
 
   Index packed_ = 0;
-  bool is_narrow_ = false;
   Job job_;
   kernel::Winograd t_;
   Tensor weights_;
