@@ -7,13 +7,14 @@
 #include <utility>
 #include <vector>
 
+#include "offramp/core/config.hpp"
 #include "offramp/graph/graph.hpp"
 
 namespace offramp {
 
 /// Rewrites each such operator as DequantizeLinear, the operator on floats, QuantizeLinear; the preparation makes one
 /// operator on bytes of them again. Operators that are not known stay and are refused by name.
-inline void expand_contrib(Graph& g) {
+OFFRAMP_COLD inline void expand_contrib(Graph& g) {
   std::vector<Node> nodes;
   for (Node& n : g.nodes) {
     const auto has = [&](std::size_t least) { return n.inputs.size() >= least; };

@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "offramp/core/config.hpp"
 #include "offramp/graph/append.hpp"
 #include "offramp/graph/graph.hpp"
 #include "offramp/graph/passes.hpp"
@@ -18,7 +19,7 @@ namespace offramp {
 namespace detail {
 
 /// Copies the nodes of a branch into the graph around it; returns what its outputs are called there.
-inline std::vector<ValueId> inline_branch(Graph& outer, const Graph& branch) {
+OFFRAMP_COLD inline std::vector<ValueId> inline_branch(Graph& outer, const Graph& branch) {
   std::map<ValueId, ValueId> names;
   for (const auto& [from, to] : branch.captures) names[to] = from;
   GraphAppender append(outer, branch, "", std::move(names));
@@ -28,7 +29,7 @@ inline std::vector<ValueId> inline_branch(Graph& outer, const Graph& branch) {
 }
 
 /// The threshold t of a condition `ReduceMax(Softmax(logits)) > t` or `>= t`, or nothing.
-inline std::optional<double> probability_threshold(Graph& g, ValueId condition) {
+OFFRAMP_COLD inline std::optional<double> probability_threshold(Graph& g, ValueId condition) {
   passes::Matcher m(g);
   Node* compare = m.producer(condition);
   while (compare && (compare->op == "Squeeze" || compare->op == "Reshape" || compare->op == "Identity"))
@@ -48,7 +49,7 @@ inline std::optional<double> probability_threshold(Graph& g, ValueId condition) 
 /// Where the one output of `g` is an `If` of which one branch answers and the other goes on, makes every answer an
 /// output, in depth order, and writes the thresholds of recognised conditions into the metadata as a policy. Returns
 /// false, with `g` unchanged, where a condition is of another kind and the file names no policy.
-inline bool flatten_exits(Graph& g, const Limits& limits) {
+OFFRAMP_COLD inline bool flatten_exits(Graph& g, const Limits& limits) {
   Graph flat = g;
   std::vector<ValueId> exits;
   std::string thresholds;

@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "offramp/core/config.hpp"
 #include "offramp/core/tensor.hpp"
 #include "offramp/layer/node.hpp"
 
@@ -126,7 +127,7 @@ class Graph {
   }
 
   /// Drops nodes that nothing needs.
-  void remove_dead_nodes() {
+  OFFRAMP_COLD void remove_dead_nodes() {
     std::vector<int> used = use_counts();
     for (std::size_t i = nodes.size(); i-- > 0;) {
       const bool alive = std::any_of(nodes[i].outputs.begin(), nodes[i].outputs.end(),
@@ -141,7 +142,7 @@ class Graph {
   }
 
   /// Puts the nodes into an order in which every value is computed before it is read; raises an Error on a cycle.
-  void sort() {
+  OFFRAMP_COLD void sort() {
     const std::vector<int> producer = producers();
     std::vector<int> state(nodes.size(), 0);  // 0 new, 1 entered, 2 done
     std::vector<std::size_t> order;

@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "offramp/core/config.hpp"
 #include "offramp/graph/graph.hpp"
 #include "offramp/kernel/dispatch.hpp"
 #include "offramp/layer/operators.hpp"
@@ -62,8 +63,8 @@ inline void check_size(const TensorView& x, Index limit) {
 }
 
 /// Runs a prepared operation on known inputs into fresh tensors.
-inline std::vector<Tensor> run_known(const Operation& op, const Node& node, std::span<const TensorView> in,
-                                     std::vector<TensorView>& out, const GraphContext& context) {
+OFFRAMP_COLD inline std::vector<Tensor> run_known(const Operation& op, const Node& node, std::span<const TensorView> in,
+                                                  std::vector<TensorView>& out, const GraphContext& context) {
   std::vector<Tensor> results;
   for (std::size_t i = 0; i < out.size(); ++i) {
     results.emplace_back(out[i].type, out[i].shape, context.limits.tensor_bytes);
@@ -79,8 +80,8 @@ inline std::vector<Tensor> run_known(const Operation& op, const Node& node, std:
 }
 
 /// The outputs of a node whose inputs are all known.
-inline std::vector<Tensor> compute(const Graph& graph, const Node& node, std::span<const TensorView> in,
-                                   const GraphContext& context) {
+OFFRAMP_COLD inline std::vector<Tensor> compute(const Graph& graph, const Node& node, std::span<const TensorView> in,
+                                                const GraphContext& context) {
   const auto op = context.operators.make(node, graph.opset);
   std::vector<TensorView> out(std::max<std::size_t>(1, node.outputs.size()));
   op->infer(in, out);
@@ -98,7 +99,7 @@ inline bool dequantizes_constant(const Graph& graph, const Node& node, const Gra
 }
 
 /// What such a node makes.
-inline Tensor dequantized(const Graph& graph, const Node& node, const GraphContext& context) {
+OFFRAMP_COLD inline Tensor dequantized(const Graph& graph, const Node& node, const GraphContext& context) {
   std::vector<TensorView> in;
   for (const ValueId v : node.inputs) in.push_back(v == no_value ? TensorView{} : graph[v].constant.view());
   return at_node(node, [&] { return compute(graph, node, in, context)[0]; });
@@ -210,8 +211,9 @@ inline Inference infer(const Graph& graph, std::span<const TensorView> inputs, c
 
 /// Computes the outputs of any graph node by node, whatever depends on the data: slower than a session, and it
 /// allocates.
-inline std::vector<Tensor> evaluate(const Graph& graph, std::span<const Tensor> inputs, const GraphContext& context,
-                                    std::span<const Tensor> captured, int depth) {
+OFFRAMP_COLD inline std::vector<Tensor> evaluate(const Graph& graph, std::span<const Tensor> inputs,
+                                                 const GraphContext& context, std::span<const Tensor> captured,
+                                                 int depth) {
   OFFRAMP_REQUIRE(inputs.size() == graph.inputs.size(), "expected " + std::to_string(graph.inputs.size()) +
                                                             " inputs, found " + std::to_string(inputs.size()));
   std::vector<TensorView> in, outer;
@@ -236,8 +238,8 @@ inline std::vector<Tensor> evaluate(const Graph& graph, std::span<const Tensor> 
 
 /// Type and shape of every input of a graph for a batch of n. `given` are the sizes of the first input where the file
 /// leaves them open, or empty.
-inline std::vector<TensorView> input_views(const Graph& g, Index n, const std::vector<Index>& given,
-                                           const Limits& limits) {
+OFFRAMP_COLD inline std::vector<TensorView> input_views(const Graph& g, Index n, const std::vector<Index>& given,
+                                                        const Limits& limits) {
   std::vector<TensorView> in;
   for (std::size_t i = 0; i < g.inputs.size(); ++i) {
     const Value& v = g[g.inputs[i]];

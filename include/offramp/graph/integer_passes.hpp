@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "offramp/core/config.hpp"
 #include "offramp/graph/quantized_patterns.hpp"
 #include "offramp/layer/integer.hpp"
 
@@ -79,7 +80,7 @@ class FuseIntegers : private QuantizedPatterns {
     return weights_from(bytes, g_[dq->input(1)].constant.view(), *s, dq->integer("axis", 1), axis);
   }
   /// The int32 bias of a product whose sums have these scales, or nothing where it is not known.
-  std::optional<std::vector<std::int32_t>> bias_of(ValueId v, const std::vector<double>& sum_scales) {
+  OFFRAMP_COLD std::optional<std::vector<std::int32_t>> bias_of(ValueId v, const std::vector<double>& sum_scales) {
     std::vector<double> real;
     if (g_.is_constant(v)) {
       const TensorView b = g_[v].constant.view();
@@ -197,7 +198,7 @@ class FuseIntegers : private QuantizedPatterns {
   }
 
   // What a quantization stands behind.
-  void behind(Node& q) {
+  OFFRAMP_COLD void behind(Node& q) {
     const auto y = scale_of(q.input(1), q.input(2));
     if (!y || !is_byte(y->type) || q.integer("output_dtype", 0) != 0) return;
     Bounds b;
@@ -222,7 +223,7 @@ class FuseIntegers : private QuantizedPatterns {
     }
   }
 
-  void addition(Node& n, Node& last, Node& q, const ByteScale& y, const Bounds& bounds) {
+  OFFRAMP_COLD void addition(Node& n, Node& last, Node& q, const ByteScale& y, const Bounds& bounds) {
     if (n.inputs.size() != 2) return;
     const auto a = bytes_of(n.inputs[0]), b = bytes_of(n.inputs[1]);
     if (!a || !b || shape(n.inputs[0]) != shape(n.inputs[1])) return;
@@ -242,7 +243,7 @@ class FuseIntegers : private QuantizedPatterns {
   }
 
   // An addition of bytes moves into the product that computes one of its operands.
-  void into_product(Node& add) {
+  OFFRAMP_COLD void into_product(Node& add) {
     for (const std::size_t side : {0u, 1u}) {
       const ValueId v = add.inputs[side], rest = add.inputs[1 - side];
       Node* p = m_.producer(v);
@@ -273,7 +274,7 @@ class FuseIntegers : private QuantizedPatterns {
   bool is_depthwise(const Node& n) const { return n.op == "IntegerConv" && n.integer("group", 1) > 1; }
 
   // QLinearConv and QLinearMatMul with constant parameters.
-  void from_qlinear(Node& n, const char* op) {
+  OFFRAMP_COLD void from_qlinear(Node& n, const char* op) {
     if (n.inputs.size() < 8) return;
     const auto x = scale_of(n.inputs[1], n.inputs[2]), y = scale_of(n.inputs[6], n.inputs[7]);
     const auto ws = scale_of(n.inputs[4], n.inputs[5], true);

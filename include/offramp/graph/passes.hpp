@@ -16,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "offramp/core/config.hpp"
 #include "offramp/graph/graph.hpp"
 #include "offramp/graph/infer.hpp"
 #include "offramp/kernel/pack.hpp"
@@ -88,7 +89,7 @@ inline void erase_marked(Graph& g) {
 
 /// Replaces values that are known whatever the batch by constants; `a` and `b` were inferred with different batches.
 /// What dequantizes constant bytes stays.
-inline void fold_constants(Graph& g, const Inference& a, const Inference& b) {
+OFFRAMP_COLD inline void fold_constants(Graph& g, const Inference& a, const Inference& b) {
   for (Node& node : g.nodes) {
     bool all = node.op != "DequantizeLinear";
     for (const ValueId v : node.outputs) {
@@ -107,7 +108,7 @@ inline void fold_constants(Graph& g, const Inference& a, const Inference& b) {
 }
 
 /// Makes floats of the constant bytes that no pass took as they are.
-inline void dequantize_constants(Graph& g, const GraphContext& context) {
+OFFRAMP_COLD inline void dequantize_constants(Graph& g, const GraphContext& context) {
   for (Node& node : g.nodes) {
     if (!offramp::detail::dequantizes_constant(g, node, context)) continue;
     g[node.outputs[0]].constant = offramp::detail::dequantized(g, node, context);
@@ -117,7 +118,7 @@ inline void dequantize_constants(Graph& g, const GraphContext& context) {
 }
 
 /// Removes nodes that hand their input on: Identity, Dropout outside training, Cast to the same type.
-inline void remove_identities(Graph& g, const Inference& shapes) {
+OFFRAMP_COLD inline void remove_identities(Graph& g, const Inference& shapes) {
   for (Node& node : g.nodes) {
     const bool same = node.op == "Identity" ||
                       (node.op == "Dropout" && std::count_if(node.outputs.begin(), node.outputs.end(),
@@ -134,7 +135,7 @@ inline void remove_identities(Graph& g, const Inference& shapes) {
 }
 
 /// Folds BatchNormalization into the convolution in front of it.
-inline void fold_batch_norms(Graph& g) {
+OFFRAMP_COLD inline void fold_batch_norms(Graph& g) {
   Matcher m(g);
   for (Node& bn : g.nodes) {
     if (bn.op != "BatchNormalization" || bn.integer("training_mode", 0) != 0 || bn.inputs.size() != 5) continue;
@@ -174,7 +175,7 @@ inline void fold_batch_norms(Graph& g) {
 /// of an image), moves into its weights and bias. Padding then is what they would have made zero of, so a convolution
 /// with padding must be one that can hold it. A shift by many times what is left behind it stays: the sums would round
 /// to what it took away.
-inline void fold_input_scales(Graph& g, const Inference& shapes) {
+OFFRAMP_COLD inline void fold_input_scales(Graph& g, const Inference& shapes) {
   constexpr double largest_shift = 16;
   Matcher m(g);
   const auto shape = [&](ValueId v) -> const Shape& { return shapes.views[static_cast<std::size_t>(v)].shape; };
@@ -247,7 +248,7 @@ inline void fold_input_scales(Graph& g, const Inference& shapes) {
 }
 
 /// x * sigmoid(x), x * erf-form of GELU, and x * clip(x + 3, 0, 6) / 6, as exporters write them.
-inline void recognise_activations(Graph& g) {
+OFFRAMP_COLD inline void recognise_activations(Graph& g) {
   for (std::size_t i = 0; i < g.nodes.size(); ++i) {
     Matcher m(g);
     Node& mul = g.nodes[i];
@@ -300,7 +301,7 @@ inline void recognise_activations(Graph& g) {
 }
 
 /// (x - mean) / sqrt(mean((x - mean)^2) + epsilon) * scale + bias over the last axis, as PyTorch exports it.
-inline void recognise_layer_norms(Graph& g, const Inference& shapes) {
+OFFRAMP_COLD inline void recognise_layer_norms(Graph& g, const Inference& shapes) {
   for (std::size_t i = 0; i < g.nodes.size(); ++i) {
     Matcher m(g);
     Node& last = g.nodes[i];
@@ -350,7 +351,7 @@ inline void recognise_layer_norms(Graph& g, const Inference& shapes) {
 }
 
 /// MatMul by a constant matrix, then Add of a constant row: the row becomes the product's bias.
-inline void fuse_matmul_bias(Graph& g) {
+OFFRAMP_COLD inline void fuse_matmul_bias(Graph& g) {
   Matcher m(g);
   for (Node& add : g.nodes) {
     if (add.op != "Add") continue;
@@ -379,7 +380,7 @@ inline bool takes_tail(const Node& n) {
 }
 
 /// Additions of an equal shape and activations move into the convolution or product in front of them.
-inline void fuse_tails(Graph& g, const Inference& shapes) {
+OFFRAMP_COLD inline void fuse_tails(Graph& g, const Inference& shapes) {
   const auto shape = [&](ValueId v) -> const Shape& { return shapes.views[static_cast<std::size_t>(v)].shape; };
   g.sort();
   // An addition goes into the operand that is computed last. That operand is read by nothing else, so the other one
@@ -446,7 +447,7 @@ inline void fuse_tails(Graph& g, const Inference& shapes) {
 }
 
 /// Poolings of windows of 2 x 2 move into the convolution in front of them, where Winograd's tiles are in cache.
-inline void fuse_poolings(Graph& g, const Inference& shapes) {
+OFFRAMP_COLD inline void fuse_poolings(Graph& g, const Inference& shapes) {
   const auto shape = [&](ValueId v) -> const Shape& { return shapes.views[static_cast<std::size_t>(v)].shape; };
   Matcher m(g);
   for (Node& pool : g.nodes) {
@@ -472,7 +473,7 @@ inline void fuse_poolings(Graph& g, const Inference& shapes) {
 /// Joins a Slice, or several that follow each other, with the Slice or Pad behind them: the shortcut of a residual
 /// block that halves the image takes two and pads the channels. `shapes` and `other` were inferred with different
 /// batches.
-inline void join_slices(Graph& g, const Inference& shapes, const Inference& other) {
+OFFRAMP_COLD inline void join_slices(Graph& g, const Inference& shapes, const Inference& other) {
   struct Box {
     SliceOperation::Range taken;
     std::vector<Index> pads;
@@ -711,7 +712,7 @@ class FuseAttention {
 
 /// Puts the weights of the product that alone reads a GridPool of an image [N, C, height, width] into the order in
 /// which it computes cells, channels last, and divides those of averages: then it turns and divides nothing.
-inline void order_by_cells(Graph& g, Node& grid, const Shape& image, const Matcher& m) {
+OFFRAMP_COLD inline void order_by_cells(Graph& g, Node& grid, const Shape& image, const Matcher& m) {
   const Index channels = image[1];
   const ValueId out = grid.outputs[0];
   const auto product = std::find_if(g.nodes.begin(), g.nodes.end(), [&](const Node& n) {
@@ -741,7 +742,7 @@ inline void order_by_cells(Graph& g, Node& grid, const Shape& image, const Match
 
 /// Joins average and maximum poolings of one image to grids, each flattened, all concatenated, into one node. Works on
 /// windows without padding that tile the image as `append_head` lays them.
-inline void join_pools(Graph& g, const Inference& shapes) {
+OFFRAMP_COLD inline void join_pools(Graph& g, const Inference& shapes) {
   Matcher m(g);
   for (Node& concat : g.nodes) {
     if (concat.op != "Concat" || concat.outputs.size() != 1 || concat.inputs.size() < 2) continue;
@@ -817,7 +818,7 @@ class ChannelsLast {
 
  private:
   // The channels-last twin of a plain value, made by a transposition where there is none yet.
-  ValueId last(ValueId v) {
+  OFFRAMP_COLD ValueId last(ValueId v) {
     const auto i = static_cast<std::size_t>(v);
     if (i < twin_.size() && twin_[i] != no_value) return twin_[i];
     const int rank = shape(v).rank();
@@ -905,7 +906,7 @@ class ChannelsLast {
     return true;
   }
 
-  bool rewrite(Node& node) {
+  OFFRAMP_COLD bool rewrite(Node& node) {
     if (node.outputs.size() != 1 || node.inputs.empty() || node.inputs[0] == no_value) return false;
     const ValueId out = node.outputs[0];
     const int rank = shape(node.inputs[0]).rank();
@@ -986,7 +987,7 @@ class ChannelsLast {
   }
 
   // Both operands of full rank, or one a scalar or a constant of fewer axes.
-  bool rewrite_binary(Node& node, ValueId out) {
+  OFFRAMP_COLD bool rewrite_binary(Node& node, ValueId out) {
     const int rank = shape(out).rank();
     std::vector<ValueId> operands;
     for (const ValueId v : node.inputs) {
@@ -1019,7 +1020,7 @@ class ChannelsLast {
   }
 
   // Pad and Slice: reorder the numbers, which are attributes in old opsets and constants in new ones.
-  bool rewrite_ranges(Node& node, ValueId out, int rank) {
+  OFFRAMP_COLD bool rewrite_ranges(Node& node, ValueId out, int rank) {
     if (node.op == "PaddedSlice") {
       for (const char* key : {"first", "step", "sizes", "pads"}) node.set(key, reordered(node.integers(key), rank));
     } else if (node.op == "Pad") {

@@ -7,6 +7,7 @@
 #include <string_view>
 #include <vector>
 
+#include "offramp/core/config.hpp"
 #include "offramp/graph/graph.hpp"
 #include "offramp/layer/operators.hpp"
 
@@ -62,8 +63,8 @@ inline bool only_reshapes(const Node& n) noexcept {
 
 /// Whether a node of a prepared graph computes each sample from that sample alone. An operator that is not known to do
 /// so, a user's own among them, is taken not to.
-inline bool keeps_samples_apart(const Graph& g, const Node& n, const Operators& operators,
-                                std::span<const BatchAxis> in, std::span<const BatchAxis> out) {
+OFFRAMP_COLD inline bool keeps_samples_apart(const Graph& g, const Node& n, const Operators& operators,
+                                             std::span<const BatchAxis> in, std::span<const BatchAxis> out) {
   const auto grow = [](const BatchAxis& a) { return a.grows(); };
   const auto irregular = [](const BatchAxis& a) { return a.axis == BatchAxis::irregular; };
   if (std::any_of(in.begin(), in.end(), irregular) || std::any_of(out.begin(), out.end(), irregular)) return false;

@@ -9,6 +9,7 @@
 #include <string_view>
 #include <vector>
 
+#include "offramp/core/config.hpp"
 #include "offramp/layer/attention.hpp"
 #include "offramp/layer/conv.hpp"
 #include "offramp/layer/dense.hpp"
@@ -28,7 +29,7 @@ namespace offramp {
 
 namespace detail {
 
-inline std::vector<OperatorInfo> make_operator_table() {
+OFFRAMP_COLD inline std::vector<OperatorInfo> make_operator_table() {
   std::vector<OperatorInfo> t{
       {"Conv", "Convolution", "2 per MAC (outputs x kernel x input channels of the group), 1 per output for a bias",
        &make_operation<ConvOperation>},
@@ -120,18 +121,18 @@ inline std::vector<OperatorInfo> make_operator_table() {
 
 }  // namespace detail
 
-OFFRAMP_SEPARABLE std::span<const OperatorInfo> operator_table() {
+OFFRAMP_SEPARABLE OFFRAMP_COLD std::span<const OperatorInfo> operator_table() {
   static const std::vector<OperatorInfo> table = detail::make_operator_table();
   return table;
 }
 
-OFFRAMP_SEPARABLE const OperatorInfo* find_operator(std::string_view name) {
+OFFRAMP_SEPARABLE OFFRAMP_COLD const OperatorInfo* find_operator(std::string_view name) {
   const auto table = operator_table();
   const auto i = std::ranges::lower_bound(table, name, {}, &OperatorInfo::name);
   return i != table.end() && i->name == name ? &*i : nullptr;
 }
 
-OFFRAMP_SEPARABLE std::unique_ptr<Operation> Operators::make(const Node& node, Index opset) const {
+OFFRAMP_SEPARABLE OFFRAMP_COLD std::unique_ptr<Operation> Operators::make(const Node& node, Index opset) const {
   if (is_own(node)) return own_.at(node.op)(node, opset);
   if (node.domain == fused_domain) {
     if (node.op == "Attention") return std::make_unique<AttentionOperation>(node, opset);

@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "offramp/core/config.hpp"
 #include "offramp/graph/contrib.hpp"
 #include "offramp/graph/exits.hpp"
 #include "offramp/onnx/onnx.hpp"
@@ -18,7 +19,7 @@ namespace offramp {
 namespace detail {
 
 /// A graph of operators that the library has, every exit an output.
-inline Graph understood(Graph g, const Limits& limits) {
+OFFRAMP_COLD inline Graph understood(Graph g, const Limits& limits) {
   expand_contrib(g);
   flatten_exits(g, limits);
   return g;
@@ -27,11 +28,11 @@ inline Graph understood(Graph g, const Limits& limits) {
 }  // namespace detail
 
 #if OFFRAMP_HAS_DEFINITIONS
-OFFRAMP_SEPARABLE Model load_onnx(std::span<const std::byte> bytes, const ModelOptions& options) {
+OFFRAMP_SEPARABLE OFFRAMP_COLD Model load_onnx(std::span<const std::byte> bytes, const ModelOptions& options) {
   return Model(detail::understood(onnx::read(bytes, options.limits), options.limits), options);
 }
 
-OFFRAMP_SEPARABLE Model load_onnx(const std::string& path, const ModelOptions& options) {
+OFFRAMP_SEPARABLE OFFRAMP_COLD Model load_onnx(const std::string& path, const ModelOptions& options) {
   std::vector<std::byte> bytes = onnx::read_file(path);
   try {
     return Model(detail::understood(onnx::read(std::move(bytes), options.limits), options.limits), options);

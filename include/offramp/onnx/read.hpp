@@ -16,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "offramp/core/config.hpp"
 #include "offramp/graph/graph.hpp"
 #include "offramp/layer/element.hpp"
 #include "offramp/onnx/onnx.hpp"
@@ -81,7 +82,7 @@ struct Reading {
 };
 
 /// TensorProto; its name goes to `name`.
-inline Tensor read_tensor(pbf_reader r, std::string& name, const Reading& reading) {
+OFFRAMP_COLD inline Tensor read_tensor(pbf_reader r, std::string& name, const Reading& reading) {
   std::vector<Index> dims, integers;
   std::vector<float> floats;
   std::vector<double> doubles;
@@ -180,7 +181,7 @@ inline Tensor read_tensor(pbf_reader r, std::string& name, const Reading& readin
 }
 
 /// ValueInfoProto: name, element type and shape.
-inline Value read_value_info(pbf_reader r) {
+OFFRAMP_COLD inline Value read_value_info(pbf_reader r) {
   Value v;
   while (r.next()) {
     if (r.tag() == 1) {
@@ -252,7 +253,8 @@ struct Scope {
 
 inline Graph read_graph(pbf_reader r, Index opset, Scope* outer, const Reading& reading, int depth);
 
-inline Attribute read_attribute(pbf_reader r, Index opset, Scope& scope, const Reading& reading, int depth) {
+OFFRAMP_COLD inline Attribute read_attribute(pbf_reader r, Index opset, Scope& scope, const Reading& reading,
+                                             int depth) {
   Attribute a;
   Index type = 0;
   Index integer = 0;
@@ -351,7 +353,7 @@ inline Attribute read_attribute(pbf_reader r, Index opset, Scope& scope, const R
 }
 
 /// A Constant node's value; raises an Error for one of an unsupported kind.
-inline Tensor constant_of(const Node& n) {
+OFFRAMP_COLD inline Tensor constant_of(const Node& n) {
   if (const auto* t = n.get<Tensor>("value")) return *t;
   if (const auto* v = n.get<float>("value_float")) return Tensor::of<float>(Shape{}, {v, 1});
   if (const auto* v = n.get<Index>("value_int")) return Tensor::of<Index>(Shape{}, {v, 1});
@@ -368,7 +370,7 @@ struct RawNode {
   std::vector<protozero::data_view> attributes;
 };
 
-inline RawNode read_node(pbf_reader r) {
+OFFRAMP_COLD inline RawNode read_node(pbf_reader r) {
   RawNode n;
   while (r.next()) {
     switch (r.tag()) {
@@ -397,7 +399,7 @@ inline RawNode read_node(pbf_reader r) {
   return n;
 }
 
-inline Graph read_graph(pbf_reader r, Index opset, Scope* outer, const Reading& reading, int depth) {
+OFFRAMP_COLD inline Graph read_graph(pbf_reader r, Index opset, Scope* outer, const Reading& reading, int depth) {
   OFFRAMP_REQUIRE(depth <= reading.limits.subgraph_depth, "subgraphs are nested too deeply");
   Graph g;
   g.opset = opset;
@@ -479,7 +481,7 @@ inline Graph read_graph(pbf_reader r, Index opset, Scope* outer, const Reading& 
   return g;
 }
 
-inline Graph read_model(pbf_reader r, const Reading& reading) {
+OFFRAMP_COLD inline Graph read_model(pbf_reader r, const Reading& reading) {
   protozero::data_view graph_bytes;
   bool has_graph = false;
   Index opset = 0;
@@ -532,7 +534,7 @@ inline Graph read_model(pbf_reader r, const Reading& reading) {
   return g;
 }
 
-inline Graph read(std::span<const std::byte> file, const Reading& reading) {
+OFFRAMP_COLD inline Graph read(std::span<const std::byte> file, const Reading& reading) {
   const protozero::data_view view(reinterpret_cast<const char*>(file.data()), file.size());
   try {
     return read_model(protozero::pbf_reader(view), reading);
@@ -546,16 +548,16 @@ inline Graph read(std::span<const std::byte> file, const Reading& reading) {
 }  // namespace detail
 
 #if OFFRAMP_HAS_DEFINITIONS
-OFFRAMP_SEPARABLE Graph read(std::span<const std::byte> file, const Limits& limits) {
+OFFRAMP_SEPARABLE OFFRAMP_COLD Graph read(std::span<const std::byte> file, const Limits& limits) {
   return detail::read(file, {limits});
 }
 
-OFFRAMP_SEPARABLE Graph read(std::vector<std::byte>&& file, const Limits& limits) {
+OFFRAMP_SEPARABLE OFFRAMP_COLD Graph read(std::vector<std::byte>&& file, const Limits& limits) {
   std::vector<std::byte> taken = std::move(file);
   return detail::read(taken, {limits, true});
 }
 
-OFFRAMP_SEPARABLE std::vector<std::byte> read_file(const std::string& path, Index limit) {
+OFFRAMP_SEPARABLE OFFRAMP_COLD std::vector<std::byte> read_file(const std::string& path, Index limit) {
   std::ifstream f(path, std::ios::binary | std::ios::ate);
   if (!f) raise(Error("the file cannot be opened", "", "", path));
   const auto size = static_cast<Index>(f.tellg());

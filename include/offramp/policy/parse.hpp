@@ -21,6 +21,7 @@
 #include <string_view>
 #include <vector>
 
+#include "offramp/core/config.hpp"
 #include "offramp/core/error.hpp"
 #include "offramp/policy/agreement.hpp"
 #include "offramp/policy/any_policy.hpp"
@@ -59,7 +60,7 @@ inline double parse_number(std::string_view s, std::string_view whole) {
   return v;
 }
 
-inline std::vector<float> parse_numbers(std::string_view s, std::string_view whole) {
+OFFRAMP_COLD inline std::vector<float> parse_numbers(std::string_view s, std::string_view whole) {
   std::vector<float> v;
   while (true) {
     const auto comma = s.find(',');
@@ -85,7 +86,7 @@ inline std::vector<std::string_view> split_parts(std::string_view s) {
   return parts;
 }
 
-inline AnyPolicy parse_policy(std::string_view s, int depth) {
+OFFRAMP_COLD inline AnyPolicy parse_policy(std::string_view s, int depth) {
   OFFRAMP_REQUIRE(depth < 16, "a policy is nested too deeply");
   s = trimmed(s);
   const std::string whole(s);
@@ -154,7 +155,7 @@ inline AnyPolicy parse_policy(std::string_view s, int depth) {
 }  // namespace detail
 
 /// A policy from its text; raises an Error that quotes it where it is not understood.
-inline AnyPolicy parse_policy(std::string_view text) {
+OFFRAMP_COLD inline AnyPolicy parse_policy(std::string_view text) {
   return detail::parse_policy(text, 0);
 }
 
