@@ -11,11 +11,11 @@
 
 namespace test {
 
-/// The window of a case without strides and dilations.
+/// The window of a case without dilations.
 inline offramp::Window window_of(const ConvCase& c) {
   offramp::Window w;
   w.in = {1, c.h, c.w}, w.out = {1, c.out_h(), c.out_w()}, w.kernel = {1, c.kh, c.kw};
-  w.begin = {0, c.top, c.left}, w.end = {0, c.bottom, c.right};
+  w.stride = {1, c.sh, c.sw}, w.begin = {0, c.top, c.left}, w.end = {0, c.bottom, c.right};
   return w;
 }
 

@@ -178,6 +178,53 @@ struct WinogradNarrow {
   Index ahead_bytes = 0, planes = 1;  ///< asked for in so many parts: 36 for every `together` tiles
 };
 
+/// Tiles of a convolution 3 x 3 with stride 2 by F(m x m, 3 x 3). Along each axis the outer two of three weights meet
+/// every second pixel, which is F(m, 2), and the one between them the other pixels: 2 m + 1 multiplications for m
+/// outputs instead of 3 m (Yepez and Ko, "Stride 2 1-D, 2-D, and 3-D Winograd for convolutional neural networks", IEEE
+/// TVLSI 28, 2020). A row of points goes through after the other, whose part of A^T M A is added up in the output.
+struct WinogradStrided {
+  /// A row of B^T and a column of A^T for one axis.
+  struct Point {
+    Index terms = 0;
+    std::int8_t pixel[4]{};  ///< of the tile: terms
+    float factor[4]{};
+    Index first = 0, last = 0;  ///< outputs, of which each takes the product times
+    float share[4]{1, 1, 1, 1};
+  };
+
+  static constexpr Index side(Index m) noexcept { return 2 * m + 1; }
+
+  Winograd tiles;         ///< m is 2 or 4, pixels and channels are those of the output
+  Index in_channels = 0;  ///< a multiple of 16, as the channels of the output are
+  const float* in = nullptr;
+  const float* weights = nullptr;                ///< transformed, for each point as in `BlockedGemm`
+  Index weight_plane = 0;                        ///< floats from point to point
+  float* memory = nullptr;                       ///< a row of points of the tiles: inputs and products
+  Index in_plane = 0, out_plane = 0, block = 0;  ///< floats from point to point, and from 16 channels to 16
+  float* out = nullptr;
+  const std::byte* ahead = nullptr;  ///< null, or what will be read next
+  Index ahead_bytes = 0;
+};
+
+/// Its points along an axis: of every second pixel 0, 1, -1, 2 and infinity (for m = 2 the points 0, 1 and infinity),
+/// then the others as they are. The first that is used must be point 1, which goes to all outputs alike.
+template <int M>
+inline constexpr WinogradStrided::Point winograd_strided_points[2 * M + 1]{};
+template <>
+inline constexpr WinogradStrided::Point winograd_strided_points<2>[5] {
+  {2, {0, 2}, {1, -1}, 0, 1}, {1, {2}, {1}, 0, 2}, {2, {4, 2}, {1, -1}, 1, 2}, {1, {1}, {1}, 0, 1}, {
+    1, {3}, {1}, 1, 2
+  }
+};
+template <>
+inline constexpr WinogradStrided::Point winograd_strided_points<4>[9] {
+  {4, {0, 2, 4, 6}, {2, -1, -2, 1}, 0, 1}, {3, {2, 4, 6}, {-2, -1, 1}, 0, 4},
+      {3, {2, 4, 6}, {2, -3, 1}, 0, 4, {1, -1, 1, -1}}, {2, {2, 6}, {-1, 1}, 0, 4, {1, 2, 4, 8}},
+      {4, {2, 4, 6, 8}, {2, -1, -2, 1}, 3, 4}, {1, {1}, {1}, 0, 1}, {1, {3}, {1}, 1, 2}, {1, {5}, {1}, 2, 3}, {
+    1, {7}, {1}, 3, 4
+  }
+};
+
 /// Four rows of outputs of a convolution 3 x 3 with stride 1 by F(4 x 1, 3 x 3): Winograd's filtering down the columns
 /// alone, half of the multiplications, which needs no way through memory: for images of a few channels, whose sums are
 /// too short for the products of a whole tile. Of the six rows that it reads, `winograd_columns` made B^T d.
@@ -224,6 +271,7 @@ struct Kernels {
   /// Null where the registers are too few.
   void (*winograd_products)(const WinogradProducts&) noexcept;
   void (*winograd_narrow)(const WinogradNarrow&) noexcept;  ///< null where vectors have less than 16 lanes
+  void (*winograd_strided)(const WinogradStrided&) noexcept;
   /// B^T d of F(4, 3) down six rows of n floats, to six rows `step` apart.
   void (*winograd_columns)(const float* const rows[6], float* out, Index step, Index n) noexcept;
   void (*winograd_rows)(const WinogradRows&) noexcept;

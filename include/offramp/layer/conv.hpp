@@ -15,6 +15,7 @@
 #include "offramp/layer/window.hpp"
 #include "offramp/layer/winograd.hpp"
 #include "offramp/layer/winograd_rows.hpp"
+#include "offramp/layer/winograd_strided.hpp"
 
 namespace offramp {
 
@@ -34,9 +35,9 @@ class ConvPlan {
   /// `weights` is [out_channels][in_channels / group][kernel...], `bias` null or [out_channels]. With `planes` the
   /// input has its channels first. `padding` holds what stands outside of the image, one a channel, where
   /// `copies_padding`; empty: zeros.
-  ConvPlan(const Window& window, Index in_channels, Index out_channels, Index group, const float* weights,
-           const float* bias, const FusedTail& tail, const PrepareOptions& options, bool planes = false,
-           std::span<const float> padding = {})
+  OFFRAMP_COLD ConvPlan(const Window& window, Index in_channels, Index out_channels, Index group, const float* weights,
+                        const float* bias, const FusedTail& tail, const PrepareOptions& options, bool planes = false,
+                        std::span<const float> padding = {})
       : w_(window),
         in_channels_(in_channels),
         out_channels_(out_channels),
@@ -77,6 +78,11 @@ class ConvPlan {
     if (method.columns) {
       kind_ = Kind::winograd_rows;
       winograd_rows_ = WinogradRowsPlan(w_, in_channels, out_channels, weights, padding);
+      return;
+    }
+    if (method.m > 0 && w_.stride[1] == 2) {
+      kind_ = Kind::winograd_strided;
+      winograd_strided_ = WinogradStridedPlan(w_, in_channels, out_channels, method.m, weights);
       return;
     }
     if (method.m > 0) {
@@ -120,15 +126,20 @@ class ConvPlan {
     const Index macs = outputs * w_.taps() * (in_channels_ / group_);
     const Index out_group = out_channels_ / group_;
     const Index executed = kind_ == Kind::depthwise       ? 2 * macs
-                           : kind_ == Kind::bf16          ? 2 * (macs / out_group * kernel::padded_columns(out_group))
                            : kind_ == Kind::winograd      ? winograd_.executed(batch)
                            : kind_ == Kind::winograd_rows ? winograd_rows_.executed(batch)
-                                                          : 2 * (macs / out_group * kernel::padded_columns(out_group));
+                           : kind_ == Kind::winograd_strided
+                               ? winograd_strided_.executed(batch)
+                               : 2 * (macs / out_group * kernel::padded_columns(out_group));
     return {macs, 2 * macs + outputs * Index{has_bias_}, executed + outputs * (has_bias_ + residual + tail_.executed)};
   }
 
   /// Of what is executed, the transformations of Winograd's tiles.
-  Index transformed(Index batch) const noexcept { return kind_ == Kind::winograd ? winograd_.transformed(batch) : 0; }
+  Index transformed(Index batch) const noexcept {
+    return kind_ == Kind::winograd           ? winograd_.transformed(batch)
+           : kind_ == Kind::winograd_strided ? winograd_strided_.transformed(batch)
+                                             : 0;
+  }
 
   std::size_t scratch_bytes(Index batch, Index threads = 1) const noexcept {
     return turned_at(batch, threads) + floats_for(turns() ? batch * image_size() : 0) +
@@ -143,6 +154,8 @@ class ConvPlan {
         return winograd_.text();
       case Kind::winograd_rows:
         return "winograd F(4x1,3x3)";
+      case Kind::winograd_strided:
+        return winograd_strided_.text();
       case Kind::bf16:
         return spatial_ ? "bf16 row gemm" : "bf16 gemm";
       case Kind::pointwise:
@@ -156,9 +169,10 @@ class ConvPlan {
   }
 
   std::span<const std::byte> packed() const noexcept {
-    return kind_ == Kind::winograd        ? winograd_.packed()
-           : kind_ == Kind::winograd_rows ? winograd_rows_.packed()
-                                          : weights_.raw();
+    return kind_ == Kind::winograd           ? winograd_.packed()
+           : kind_ == Kind::winograd_rows    ? winograd_rows_.packed()
+           : kind_ == Kind::winograd_strided ? winograd_strided_.packed()
+                                             : weights_.raw();
   }
 
   /// `in` is [batch][spatial...][channels], or with `planes` [batch][channels][spatial...], `residual` (or null; it is
@@ -184,7 +198,7 @@ class ConvPlan {
   }
 
  private:
-  enum class Kind { indirect, pointwise, rows, depthwise, winograd, winograd_rows, bf16 };
+  enum class Kind { indirect, pointwise, rows, depthwise, winograd, winograd_rows, winograd_strided, bf16 };
 
   void convolve(const float* in, const float* residual, float* out, Index batch, std::byte* scratch,
                 const kernel::Kernels& kernels, ExecutorRef executor, std::span<const std::byte> next) const noexcept {
@@ -198,6 +212,8 @@ class ConvPlan {
     const float* bias = has_bias_ ? bias_.view().f32() : nullptr;
     if (kind_ == Kind::winograd)
       return winograd_.forward(in, bias, residual, out, batch, tail_, scratch, kernels, executor, next);
+    if (kind_ == Kind::winograd_strided)
+      return winograd_strided_.forward(in, bias, residual, out, batch, tail_, scratch, kernels, executor, next);
     for (std::size_t i = 0; i < next.size(); i += 64) __builtin_prefetch(next.data() + i, 0, 2);
     if (kind_ == Kind::depthwise) return depthwise(in, residual, out, batch, kernels, executor);
     if (kind_ == Kind::winograd_rows)
@@ -252,6 +268,8 @@ class ConvPlan {
       bytes = winograd_.scratch_bytes(batch, threads);
     } else if (kind_ == Kind::winograd_rows) {
       bytes = winograd_rows_.scratch_bytes(threads);
+    } else if (kind_ == Kind::winograd_strided) {
+      bytes = winograd_strided_.scratch_bytes(batch, threads);
     } else if (kind_ == Kind::bf16) {
       const Index pixels = spatial_ ? w_.padded_count() + 16 * w_.stride[2] : batch * w_.in_count() + 16;
       bytes = static_cast<std::size_t>(pixels * in_channels_ + 64) * sizeof(std::uint16_t);
@@ -336,13 +354,15 @@ class ConvPlan {
       return method.m == 4 && !method.halves && !method.plain_weights && method.m <= options.winograd_tile &&
              WinogradRowsPlan::fits(w_, in_channels_, group_);
     }
-    return WinogradPlan::fits(w_, group_) && in_channels_ > 4 && out_channels_ >= 4 &&
-           method.m <= options.winograd_tile;
+    if (method.m > options.winograd_tile) return false;
+    if (WinogradStridedPlan::fits(w_, in_channels_, out_channels_, group_))
+      return method.m <= 4 && !method.halves && !method.plain_weights;
+    return WinogradPlan::fits(w_, group_) && in_channels_ > 4 && out_channels_ >= 4;
   }
 
   // What was asked for, else what the cost model expects to be fastest; where tiles multiply bfloat16 many times as
   // fast as float32, those.
-  ConvMethod choose(const PrepareOptions& options) const noexcept {
+  OFFRAMP_COLD ConvMethod choose(const PrepareOptions& options) const noexcept {
     if (options.conv_method && allows(*options.conv_method, options)) return *options.conv_method;
     if (allows({0, true}, options) && options.kernels.bf16->has_tiles) return {0, true};
     ConvMethod best;
@@ -359,6 +379,9 @@ class ConvPlan {
     if (method.columns)
       return WinogradRowsPlan::cycles(w_, in_channels_, out_channels_, options.batch, lanes) /
              static_cast<double>(options.threads);
+    if (method.m > 0 && w_.stride[1] == 2)
+      return WinogradStridedPlan::cycles(w_, in_channels_, out_channels_, method.m, options.batch, lanes,
+                                         options.threads);
     if (method.m > 0)
       return WinogradPlan::cycles(w_, in_channels_, out_channels_, method, options.batch, lanes, options.threads);
     const double weights = static_cast<double>(w_.taps() * in_channels_ * kernel::padded_columns(out_channels_)),
@@ -478,6 +501,7 @@ class ConvPlan {
   std::vector<float> padding_;  // pixels of a row, or empty: zeros
   WinogradPlan winograd_;
   WinogradRowsPlan winograd_rows_;
+  WinogradStridedPlan winograd_strided_;
 };
 
 /// Shape of a tensor [N, C, spatial...], in either order of channels.
