@@ -1,5 +1,6 @@
-// The matrix kernel and depthwise convolutions on the shapes that networks have, elementary functions, quantization and
-// pooling, for each instruction set; GFLOP/s in the column FLOPS, or elements a second in items_per_second.
+// The matrix kernel, depthwise convolutions and those with stride 2 on the shapes that networks have, elementary
+// functions, quantization and pooling, for each instruction set; GFLOP/s in the column FLOPS, or elements a second in
+// items_per_second.
 #include <benchmark/benchmark.h>
 
 #include <array>
@@ -10,6 +11,7 @@
 #include "offramp/core/tensor.hpp"
 #include "offramp/kernel/dispatch.hpp"
 #include "offramp/kernel/pack.hpp"
+#include "offramp/layer/conv.hpp"
 
 namespace {
 
@@ -52,6 +54,29 @@ void depthwise(benchmark::State& state, Isa isa) {
   }
   state.counters["FLOPS"] =
       benchmark::Counter(static_cast<double>(2 * taps * outputs), benchmark::Counter::kIsIterationInvariantRate);
+}
+
+// A 3 x 3 convolution of `range(3)` images of `range(0)` squared, stride 2, `range(1)` channels to `range(2)`, by tiles
+// of `range(4)` squared or, where that is 0, by the indirect product.
+void strided_convolution(benchmark::State& state, Isa isa) {
+  const Index size = state.range(0), from = state.range(1), to = state.range(2), batch = state.range(3);
+  Window w;
+  w.in = {1, size, size}, w.out = {1, size / 2, size / 2}, w.kernel = {1, 3, 3}, w.stride = {1, 2, 2};
+  w.begin = {0, 1, 1};
+  const ConvMethod method{state.range(4)};
+  PrepareOptions options{kernel::kernels_for(isa)};
+  options.conv_method = &method;
+  const Tensor weights(DType::f32, {to * from * 9}), in(DType::f32, {batch * size * size * from});
+  Tensor out(DType::f32, {batch * w.out_count() * to});
+  const ConvPlan plan(w, from, to, 1, weights.view().f32(), nullptr, {}, options);
+  const auto scratch = allocate_aligned(plan.scratch_bytes(batch));
+  for (auto _ : state) {
+    plan.forward(in.view().f32(), nullptr, static_cast<float*>(out.mutable_data()), batch, scratch.get(),
+                 options.kernels);
+    benchmark::ClobberMemory();
+  }
+  state.counters["FLOPS"] = benchmark::Counter(static_cast<double>(plan.cost(batch, false).flops),
+                                               benchmark::Counter::kIsIterationInvariantRate);
 }
 
 // f(kernels, in, out, count) on numbers from -6 to 6.
@@ -139,6 +164,12 @@ const bool registered = [] {
                                                                                           {14, 672, 5, 2},
                                                                                           {7, 1152, 5, 1}}) {
       b->Args({size, channels, window, stride});
+    }
+    b = benchmark::RegisterBenchmark(("strided_convolution/" + std::string(name_of(isa))).c_str(),
+                                     [isa](benchmark::State& s) { strided_convolution(s, isa); });
+    for (const auto& [size, from, to, batch] : std::vector<std::array<Index, 4>>{
+             {32, 16, 32, 8}, {16, 32, 64, 8}, {56, 64, 128, 1}, {28, 128, 256, 1}, {14, 256, 512, 1}}) {
+      for (const Index m : {0, 2, 4}) b->Args({size, from, to, batch, m});
     }
     const auto add = [isa](const char* name, auto&& run, const std::array<Index, 3>& sizes) {
       benchmark::RegisterBenchmark((std::string(name) + "/" + std::string(name_of(isa))).c_str(), run)
