@@ -206,24 +206,22 @@ struct WinogradStrided {
   Index ahead_bytes = 0;
 };
 
-/// Its points along an axis: of every second pixel 0, 1, -1, 2 and infinity (for m = 2 the points 0, 1 and infinity),
-/// then the others as they are. The first that is used must be point 1, which goes to all outputs alike.
-template <int M>
-inline constexpr WinogradStrided::Point winograd_strided_points[2 * M + 1]{};
-template <>
-inline constexpr WinogradStrided::Point winograd_strided_points<2>[5] {
-  {2, {0, 2}, {1, -1}, 0, 1}, {1, {2}, {1}, 0, 2}, {2, {4, 2}, {1, -1}, 1, 2}, {1, {1}, {1}, 0, 1}, {
-    1, {3}, {1}, 1, 2
-  }
-};
-template <>
-inline constexpr WinogradStrided::Point winograd_strided_points<4>[9] {
-  {4, {0, 2, 4, 6}, {2, -1, -2, 1}, 0, 1}, {3, {2, 4, 6}, {-2, -1, 1}, 0, 4},
-      {3, {2, 4, 6}, {2, -3, 1}, 0, 4, {1, -1, 1, -1}}, {2, {2, 6}, {-1, 1}, 0, 4, {1, 2, 4, 8}},
-      {4, {2, 4, 6, 8}, {2, -1, -2, 1}, 3, 4}, {1, {1}, {1}, 0, 1}, {1, {3}, {1}, 1, 2}, {1, {5}, {1}, 2, 3}, {
-    1, {7}, {1}, 3, 4
-  }
-};
+/// The points of F(2 x 2) along an axis: 0, 1 and infinity of every second pixel, then the pixels between them.
+inline constexpr WinogradStrided::Point winograd_strided_points_2[]{{2, {0, 2}, {1, -1}, 0, 1},
+                                                                    {1, {2}, {1}, 0, 2},
+                                                                    {2, {4, 2}, {1, -1}, 1, 2},
+                                                                    {1, {1}, {1}, 0, 1},
+                                                                    {1, {3}, {1}, 1, 2}};
+/// Those of F(4 x 4): 0, 1, -1, 2 and infinity, then the pixels between.
+inline constexpr WinogradStrided::Point winograd_strided_points_4[]{{4, {0, 2, 4, 6}, {2, -1, -2, 1}, 0, 1},
+                                                                    {3, {2, 4, 6}, {-2, -1, 1}, 0, 4},
+                                                                    {3, {2, 4, 6}, {2, -3, 1}, 0, 4, {1, -1, 1, -1}},
+                                                                    {2, {2, 6}, {-1, 1}, 0, 4, {1, 2, 4, 8}},
+                                                                    {4, {2, 4, 6, 8}, {2, -1, -2, 1}, 3, 4},
+                                                                    {1, {1}, {1}, 0, 1},
+                                                                    {1, {3}, {1}, 1, 2},
+                                                                    {1, {5}, {1}, 2, 3},
+                                                                    {1, {7}, {1}, 3, 4}};
 
 /// Four rows of outputs of a convolution 3 x 3 with stride 1 by F(4 x 1, 3 x 3): Winograd's filtering down the columns
 /// alone, half of the multiplications, which needs no way through memory: for images of a few channels, whose sums are

@@ -80,7 +80,7 @@ class ConvPlan {
       winograd_rows_ = WinogradRowsPlan(w_, in_channels, out_channels, weights, padding);
       return;
     }
-    if (method.m > 0 && w_.stride[1] == 2) {
+    if (method.m > 0 && is_strided()) {
       kind_ = Kind::winograd_strided;
       winograd_strided_ = WinogradStridedPlan(w_, in_channels, out_channels, method.m, weights);
       return;
@@ -342,6 +342,9 @@ class ConvPlan {
     std::fill(filled, out + w_.padded_count() * in_channels_ + 1, std::uint16_t{0});  // one more: see above
   }
 
+  // Of the two kinds of tiles that Winograd's algorithm has.
+  bool is_strided() const noexcept { return w_.stride[1] == 2; }
+
   // Whether it can be done so.
   bool allows(const ConvMethod& method, const PrepareOptions& options) const noexcept {
     const bool halves = options.bf16 && options.kernels.bf16 && group_ == 1 && padding_.empty();
@@ -355,8 +358,9 @@ class ConvPlan {
              WinogradRowsPlan::fits(w_, in_channels_, group_);
     }
     if (method.m > options.winograd_tile) return false;
-    if (WinogradStridedPlan::fits(w_, in_channels_, out_channels_, group_))
-      return method.m <= 4 && !method.halves && !method.plain_weights;
+    if (is_strided())
+      return method.m <= 4 && !method.halves && !method.plain_weights &&
+             WinogradStridedPlan::fits(w_, in_channels_, out_channels_, group_);
     return WinogradPlan::fits(w_, group_) && in_channels_ > 4 && out_channels_ >= 4;
   }
 
@@ -379,7 +383,7 @@ class ConvPlan {
     if (method.columns)
       return WinogradRowsPlan::cycles(w_, in_channels_, out_channels_, options.batch, lanes) /
              static_cast<double>(options.threads);
-    if (method.m > 0 && w_.stride[1] == 2)
+    if (method.m > 0 && is_strided())
       return WinogradStridedPlan::cycles(w_, in_channels_, out_channels_, method.m, options.batch, lanes,
                                          options.threads);
     if (method.m > 0)

@@ -11,8 +11,8 @@ namespace offramp {
 
 /// By a direct product, or by Winograd's algorithm.
 struct ConvMethod {
-  Index m = 0;                 ///< output pixels of a tile along each axis: 2, 4 or (in float32) 6; 0: directly
-  bool halves = false;         ///< products are done in bfloat16
+  Index m = 0;          ///< output pixels of a tile along each axis: 2, 4 or (with stride 1 in float32) 6; 0: directly
+  bool halves = false;  ///< products are done in bfloat16
   bool plain_weights = false;  ///< F(4 x 4) in float32 alone: weights are transformed while they are used
   bool columns = false;        ///< F(4 x 1, 3 x 3) in float32: tiles along the columns alone
 

@@ -71,10 +71,11 @@ class WinogradStridedPlan {
 
   /// FLOPs of the transformations of tiles.
   Index transformed(Index batch) const noexcept {
-    const bool is_small = t_.m == 2;
-    const Index rows = is_small ? 7 : 20, row = is_small ? 2 : 13;  // terms of B^T, and operations along a row
-    const Index input = points() * (2 * rows + row), output = points() * (is_small ? 4 : 17) + (is_small ? 12 : 120);
-    return batch * tiles() * (input * in_channels_ + output * t_.channels);
+    struct Count {
+      Index terms, b, a, sums;  // of B^T down the columns; of B^T and A^T along a row; of A^T down the columns
+    };
+    const Count c = t_.m == 2 ? Count{7, 2, 4, 12} : Count{20, 14, 15, 96};
+    return batch * tiles() * (points() * (2 * c.terms + c.b) * in_channels_ + (points() * c.a + c.sums) * t_.channels);
   }
   /// FLOPs of products and transformations, without bias and tail.
   Index executed(Index batch) const noexcept {
