@@ -49,8 +49,8 @@ class WinogradStridedPlan {
   /// once to the core and again for every block of tiles.
   static double cycles(const Window& w, Index in_channels, Index out_channels, Index m, Index batch, Index lanes,
                        Index threads = 1) noexcept {
-    // Of the peak, so that it compares with `product_share`; of a point and a vector. Measured.
-    constexpr double share = 0.7, input = 7.5, output = 5.2;
+    // Of the peak, next to `product_share` of the indirect product; of a point and a vector. Measured.
+    constexpr double share = 0.72, input = 7.5, output = 5.2;
     const Index side = kernel::WinogradStrided::side(m), points = side * side;
     const auto tiles = static_cast<double>(batch * ((w.out[1] + m - 1) / m) * ((w.out[2] + m - 1) / m)) /
                        static_cast<double>(threads),
@@ -82,10 +82,11 @@ class WinogradStridedPlan {
     return 2 * batch * tiles() * points() * points() * in_channels_ * t_.channels + transformed(batch);
   }
 
-  /// Whether threads share output channels: where the weights are more than the tiles. Else they share the tiles.
+  /// Whether threads share output channels, each with a transformation of its own of the input: where the tiles are too
+  /// few to be shared.
   bool shares_channels(Index batch, Index threads) const noexcept {
-    return threads > 1 && t_.channels >= threads * kernel::column_block &&
-           weights_.count() > batch * tiles() * points() * points() * in_channels_;
+    constexpr Index few = 2 * kernel::BlockedGemm::least_rows;  // measured: 4 tiles for two threads, not 16
+    return threads > 1 && t_.channels >= threads * kernel::column_block && batch * tiles() < few * threads;
   }
 
   std::size_t scratch_bytes(Index batch, Index threads) const noexcept {
