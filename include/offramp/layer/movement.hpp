@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "offramp/core/config.hpp"
 #include "offramp/kernel/pack.hpp"
 #include "offramp/kernel/split.hpp"
 #include "offramp/layer/element.hpp"
@@ -28,7 +29,7 @@ class ViewOperation final : public Operation {
     if (v) numbers_ = *v, has_numbers_ = true;
   }
   InputUse use(std::size_t i) const noexcept override { return i == 0 ? InputUse::data : InputUse::shape; }
-  void infer(std::span<const TensorView> in, std::span<TensorView> out) const override {
+  OFFRAMP_COLD void infer(std::span<const TensorView> in, std::span<TensorView> out) const override {
     const TensorView& x = required_input(in, 0);
     Shape s = x.shape;
     if (op_ == "Reshape") {
@@ -375,7 +376,7 @@ class SliceOperation final : public Operation {
     Shape first, step, sizes;
   };
 
-  SliceOperation(const Node& node, Index) {
+  OFFRAMP_COLD SliceOperation(const Node& node, Index) {
     if (const auto* v = node.get<std::vector<Index>>("starts")) starts_ = *v, attributes_ = true;
     ends_ = node.integers("ends");
     axes_ = node.integers("axes");
@@ -855,7 +856,7 @@ class OneHotOperation final : public Operation {
 /// `first`, `step` and `sizes` for every axis, -1 for all of it.
 class PadOperation final : public Operation {
  public:
-  PadOperation(const Node& node, Index)
+  OFFRAMP_COLD PadOperation(const Node& node, Index)
       : mode_(node.text("mode", "constant")), value_(static_cast<double>(node.real("value", 0))) {
     if (node.op == "PaddedSlice") {
       slice_ = {Shape(node.integers("first")), Shape(node.integers("step")), Shape(node.integers("sizes"))};
@@ -994,7 +995,7 @@ class PadOperation final : public Operation {
 /// Resize and Upsample: nearest, linear and cubic, separable over all axes.
 class ResizeOperation final : public Operation {
  public:
-  ResizeOperation(const Node& node, Index opset)
+  OFFRAMP_COLD ResizeOperation(const Node& node, Index opset)
       : opset_(opset),
         upsample_(node.op == "Upsample"),
         mode_(node.text("mode", "nearest")),

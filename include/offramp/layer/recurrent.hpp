@@ -9,6 +9,7 @@
 #include <string_view>
 #include <vector>
 
+#include "offramp/core/config.hpp"
 #include "offramp/kernel/pack.hpp"
 #include "offramp/layer/dense.hpp"
 #include "offramp/layer/elementwise.hpp"
@@ -20,7 +21,7 @@ namespace offramp {
 /// GRU z r h, LSTM i o f c.
 class RecurrentOperation final : public Operation {
  public:
-  RecurrentOperation(const Node& node, Index)
+  OFFRAMP_COLD RecurrentOperation(const Node& node, Index)
       : kind_(node.op == "LSTM"  ? Kind::lstm
               : node.op == "GRU" ? Kind::gru
                                  : Kind::rnn),
@@ -54,7 +55,7 @@ class RecurrentOperation final : public Operation {
     return i == 1 || i == 2 || i == 3 || i == 7 ? InputUse::parameter : InputUse::data;
   }
   bool has_packed(std::size_t i) const noexcept override { return i == 1 || i == 2; }
-  void infer(std::span<const TensorView> in, std::span<TensorView> out) const override {
+  OFFRAMP_COLD void infer(std::span<const TensorView> in, std::span<TensorView> out) const override {
     const TensorView &x = float_input(in, 0), &w = float_input(in, 1), &r = float_input(in, 2);
     require_rank(x, 3, 3, "X");
     require_rank(w, 3, 3, "W");
