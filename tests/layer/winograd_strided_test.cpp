@@ -12,19 +12,11 @@
 
 #include "convolutions.hpp"
 #include "offramp/kernel/dispatch.hpp"
-#include "offramp/kernel/pack.hpp"
 #include "offramp/layer/conv.hpp"
 #include "reference.hpp"
 
 namespace offramp {
 namespace {
-
-std::vector<float> transposed(std::span<const float> x, Index batch, Index rows, Index columns) {
-  std::vector<float> y(x.size());
-  for (Index i = 0; i < batch; ++i)
-    kernel::transpose(x.data() + i * rows * columns, rows, columns, y.data() + i * rows * columns);
-  return y;
-}
 
 // Both tiles on every instruction set, odd sizes, images smaller than a tile, borders of several pixels or none, bias,
 // residual and every kind of tail, alone and with three threads that share tiles or channels, in scratch memory that
@@ -58,7 +50,8 @@ TEST(WinogradStrided, EqualsSevenLoops) {
       if (has_residual) v += static_cast<double>(residual[static_cast<std::size_t>(i)]);
       v = test::after_tail(kind, v);
     }
-    const auto in = transposed(x, c.batch, c.in, c.h * c.w), extra = transposed(residual, c.batch, c.out, pixels);
+    const auto in = test::transposed(x, c.batch, c.in, c.h * c.w),
+               extra = test::transposed(residual, c.batch, c.out, pixels);
     for (const Index m : {2, 4}) {
       const WinogradStridedPlan plan(test::window_of(c), c.in, c.out, m, w.data());
       for (const Isa isa : available_isas()) {
@@ -74,7 +67,7 @@ TEST(WinogradStrided, EqualsSevenLoops) {
                        threaded ? std::as_bytes(std::span(w)) : std::span<const std::byte>());
           ASSERT_TRUE(std::isnan(out.back())) << c.text();
           out.pop_back();
-          const auto y = transposed(out, c.batch, pixels, c.out);
+          const auto y = test::transposed(out, c.batch, pixels, c.out);
           for (std::size_t i = 0; i < y.size(); ++i)
             ASSERT_LT(std::fabs(static_cast<double>(y[i]) - expected[i]), 1e-5 * std::max(scale, 1.0))
                 << c.text() << ' ' << plan.text() << " on " << name_of(isa) << ", element " << i;

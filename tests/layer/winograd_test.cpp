@@ -17,13 +17,6 @@
 namespace offramp {
 namespace {
 
-std::vector<float> channels_last(std::span<const float> x, Index batch, Index channels, Index pixels) {
-  std::vector<float> y(x.size());
-  for (Index i = 0; i < batch; ++i)
-    kernel::transpose(x.data() + i * channels * pixels, channels, pixels, y.data() + i * channels * pixels);
-  return y;
-}
-
 // Every tile size on every instruction set, in float32 and bfloat16, alone and with three threads, with odd sizes,
 // borders, bias, residual and every kind of tail. The last trials are of 16 channels and whole tiles, which stay in L1.
 TEST(Winograd, EqualsSevenLoops) {
@@ -56,8 +49,8 @@ TEST(Winograd, EqualsSevenLoops) {
       v = test::after_tail(kind, v);
     }
     const Window window = test::window_of(c);
-    const auto in = channels_last(x, c.batch, c.in, c.h * c.w),
-               extra = channels_last(residual, c.batch, c.out, c.out_h() * c.out_w());
+    const auto in = test::transposed(x, c.batch, c.in, c.h * c.w),
+               extra = test::transposed(residual, c.batch, c.out, c.out_h() * c.out_w());
     for (const ConvMethod& method : {ConvMethod{2}, {4}, {6}, {2, true}, {4, true}, {4, false, true}}) {
       const double tolerance = method.halves ? (method.m == 4 ? 0.12 : 0.02) : method.m == 6 ? 4e-5 : 1e-5;
       for (const Isa isa : available_isas()) {
@@ -121,7 +114,7 @@ TEST(Winograd, PoolsWhatItWrites) {
       }
       expected.push_back(tail.pooling == kernel::Pooling::maximum ? largest : sum / 4);
     }
-    const auto in = channels_last(x, c.batch, c.in, c.h * c.w);
+    const auto in = test::transposed(x, c.batch, c.in, c.h * c.w);
     const double scale = std::fabs(*std::max_element(
         sums.begin(), sums.end(), [](double a, double other) { return std::fabs(a) < std::fabs(other); }));
     for (const ConvMethod& method : {ConvMethod{2}, {4}, {6}, {4, false, true}}) {
@@ -216,9 +209,9 @@ TEST(Winograd, HalvesThatNeedNoRoundingAreExact) {
       const Index pixels = c.h * c.w;
       std::vector<float> found(static_cast<std::size_t>(c.batch * out * pixels));
       const auto scratch = allocate_aligned(plan.scratch_bytes(c.batch, 1));
-      plan.forward(channels_last(x, c.batch, in, pixels).data(), nullptr, nullptr, found.data(), c.batch, {},
+      plan.forward(test::transposed(x, c.batch, in, pixels).data(), nullptr, nullptr, found.data(), c.batch, {},
                    scratch.get(), kernels, {});
-      const auto y = channels_last(found, c.batch, pixels, out);
+      const auto y = test::transposed(found, c.batch, pixels, out);
       for (std::size_t i = 0; i < y.size(); ++i)
         ASSERT_EQ(static_cast<double>(y[i]), expected[i]) << in << " to " << out;
     }

@@ -1,10 +1,13 @@
 /// @file convolutions.hpp
-/// What the tests of convolution plans share: the window of a case, and tails of every kind.
+/// What the tests of convolution plans share: the window of a case, orders of channels, and tails of every kind.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
+#include <span>
+#include <vector>
 
+#include "offramp/kernel/pack.hpp"
 #include "offramp/layer/fused.hpp"
 #include "offramp/layer/window.hpp"
 #include "reference.hpp"
@@ -17,6 +20,14 @@ inline offramp::Window window_of(const ConvCase& c) {
   w.in = {1, c.h, c.w}, w.out = {1, c.out_h(), c.out_w()}, w.kernel = {1, c.kh, c.kw};
   w.stride = {1, c.sh, c.sw}, w.begin = {0, c.top, c.left}, w.end = {0, c.bottom, c.right};
   return w;
+}
+
+/// Of every sample the rows x columns matrix, turned: channels of pixels to pixels of channels, and back.
+inline std::vector<float> transposed(std::span<const float> x, Index batch, Index rows, Index columns) {
+  std::vector<float> y(x.size());
+  for (Index i = 0; i < batch; ++i)
+    offramp::kernel::transpose(x.data() + i * rows * columns, rows, columns, y.data() + i * rows * columns);
+  return y;
 }
 
 /// Kind 0 to 3: none, two that kernels apply themselves, one that they do not.
