@@ -591,6 +591,11 @@ int main(int argc, char** argv) {
   auto* plain = save_command->add_flag("--without-exits", without_exits, "leave the exits and their policy out");
   plain->excludes("--nested-if");
 
+  for (int i = 1; i < argc; ++i) {
+    if (*argv[i]) continue;
+    std::fprintf(stderr, "argument %d is empty\n", i);  // CLI11 2.2 may look for its option for ever
+    return 1;
+  }
   CLI11_PARSE(app, argc, argv);
   try {
     if (*inspect_command) return inspect(c);

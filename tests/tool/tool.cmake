@@ -114,6 +114,11 @@ endif()
 expect_error(optimize ${WORK}/plain.onnx --data ${DATASET})
 
 expect_error()
+execute_process(COMMAND ${TOOL} cache ${MODEL} --data x --max-accuracy-drop 0.5 "" --output y
+                ERROR_VARIABLE error RESULT_VARIABLE code TIMEOUT 10)
+if(NOT code EQUAL 1 OR NOT error MATCHES "argument 7 is empty")
+  message(FATAL_ERROR "an empty argument: exit code ${code}: ${error}")
+endif()
 expect_error(inspect ${WORK}/nothing.onnx)
 expect_error(inspect ${CMAKE_CURRENT_LIST_FILE})
 expect_error(eval ${MODEL} --data nonsense)
