@@ -593,7 +593,7 @@ int main(int argc, char** argv) {
 
   for (int i = 1; i < argc; ++i) {
     if (*argv[i]) continue;
-    std::fprintf(stderr, "argument %d is empty\n", i);  // CLI11 2.2 may look for its option for ever
+    std::fprintf(stderr, "offramp: argument %d is empty\n", i);  // CLI11 may look for its option for ever
     return 1;
   }
   CLI11_PARSE(app, argc, argv);

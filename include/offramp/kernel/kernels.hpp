@@ -202,8 +202,8 @@ struct WinogradStrided {
   float* memory = nullptr;                       ///< a row of points of the tiles: inputs and products
   Index in_plane = 0, out_plane = 0, block = 0;  ///< floats from point to point, and from 16 channels to 16
   float* out = nullptr;
-  const std::byte* ahead = nullptr;  ///< null, or what will be read next
-  Index ahead_bytes = 0;
+  const std::byte* ahead = nullptr;   ///< null, or what will be read next
+  Index ahead_bytes = 0, planes = 1;  ///< asked for in so many parts, one with each row of points
 };
 
 /// The points of F(2 x 2) along an axis: 0, 1 and infinity of every second pixel, then the pixels between them.

@@ -31,6 +31,18 @@ inline constexpr double winograd_filter_4[6][3] = {{1. / 4, 0, 0},
                                                    {1. / 24, -1. / 12, 1. / 6},
                                                    {0, 0, 1}};
 
+/// G g G^T of a filter 3 x 3 in double, for a G of so many points: put(i, j, value) for each of them.
+template <class Put>
+void transform_filter(const double (*g)[3], Index points, const float* filter, Put&& put) {
+  for (Index i = 0; i < points; ++i) {
+    double half[3];
+    for (int x = 0; x < 3; ++x)
+      half[x] = g[i][0] * static_cast<double>(filter[x]) + g[i][1] * static_cast<double>(filter[3 + x]) +
+                g[i][2] * static_cast<double>(filter[6 + x]);
+    for (Index j = 0; j < points; ++j) put(i, j, half[0] * g[j][0] + half[1] * g[j][1] + half[2] * g[j][2]);
+  }
+}
+
 /// F(m x m, 3 x 3) of Lavin and Gray (CVPR 2016): a tile of m x m outputs takes (m + 2)^2 multiplications instead of
 /// 9 m^2, between a transformation of the input and one of the output. The tiles of a batch are cut into blocks whose
 /// transforms stay in L2. An infinity or a NaN in the input reaches all outputs of its tiles. With `halves`,
@@ -45,9 +57,9 @@ class WinogradPlan {
  public:
   WinogradPlan() = default;
 
-  static bool fits(const Window& w, Index group) noexcept {
+  static bool fits(const Window& w, Index group, Index stride = 1) noexcept {
     return group == 1 && w.in[0] == 1 && w.out[0] == 1 && w.kernel == std::array<Index, 3>{1, 3, 3} &&
-           w.stride == std::array<Index, 3>{1, 1, 1} && w.dilation == std::array<Index, 3>{1, 1, 1} &&
+           w.stride == std::array<Index, 3>{1, stride, stride} && w.dilation == std::array<Index, 3>{1, 1, 1} &&
            w.begin[0] == 0 && w.end[0] == 0;
   }
 
@@ -347,20 +359,10 @@ class WinogradPlan {
     std::fill_n(to, weights_.count(), T{});
     for (Index o = 0; o < job_.out_channels; ++o) {
       for (Index c = 0; c < job_.in_channels; ++c) {
-        const float* w = weights + (o * job_.in_channels + c) * 9;
-        double half[8][3];
-        for (Index i = 0; i < points; ++i) {
-          for (int x = 0; x < 3; ++x)
-            half[i][x] = g[i][0] * static_cast<double>(w[x]) + g[i][1] * static_cast<double>(w[3 + x]) +
-                         g[i][2] * static_cast<double>(w[6 + x]);
-        }
         T* at = to + (o / kernel::column_block * rows + c / together * together) * kernel::column_block +
                 o % kernel::column_block * together + c % together;
-        for (Index i = 0; i < points; ++i) {
-          for (Index j = 0; j < points; ++j)
-            at[(i * points + j) * packed_] =
-                stored<T>(half[i][0] * g[j][0] + half[i][1] * g[j][1] + half[i][2] * g[j][2]);
-        }
+        transform_filter(g, points, weights + (o * job_.in_channels + c) * 9,
+                         [&](Index i, Index j, double v) { at[(i * points + j) * packed_] = stored<T>(v); });
       }
     }
   }

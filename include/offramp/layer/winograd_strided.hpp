@@ -3,7 +3,6 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <cstddef>
 #include <span>
 #include <string>
@@ -17,6 +16,7 @@
 #include "offramp/kernel/split.hpp"
 #include "offramp/layer/fused.hpp"
 #include "offramp/layer/window.hpp"
+#include "offramp/layer/winograd.hpp"
 
 namespace offramp {
 
@@ -28,9 +28,7 @@ class WinogradStridedPlan {
   WinogradStridedPlan() = default;
 
   static bool fits(const Window& w, Index in_channels, Index out_channels, Index group) noexcept {
-    return group == 1 && w.in[0] == 1 && w.out[0] == 1 && w.kernel == std::array<Index, 3>{1, 3, 3} &&
-           w.stride == std::array<Index, 3>{1, 2, 2} && w.dilation == std::array<Index, 3>{1, 1, 1} &&
-           w.begin[0] == 0 && w.end[0] == 0 && in_channels % kernel::column_block == 0 &&
+    return WinogradPlan::fits(w, group, 2) && in_channels % kernel::column_block == 0 &&
            out_channels % kernel::column_block == 0;
   }
 
@@ -114,7 +112,7 @@ class WinogradStridedPlan {
       if (is_inside) g.tiles.activation = tail.activation, g.tiles.alpha = tail.alpha, g.tiles.beta = tail.beta;
       g.in = in, g.in_channels = in_channels_, g.out = out + channel;
       g.weights = weights_.view().f32() + channel * in_channels_, g.weight_plane = packed_;
-      g.memory = reinterpret_cast<float*>(scratch) + i * memory;
+      g.memory = reinterpret_cast<float*>(scratch) + i * memory, g.planes = points();
       for (Index first = some.first; first < some.last; first += most) {
         g.tiles.first = first, g.tiles.count = std::min(most, some.last - first);
         g.block = rows(g.tiles.count) * kernel::column_block;
@@ -125,7 +123,9 @@ class WinogradStridedPlan {
     });
     if (is_inside) return;
     const Index n = batch * t_.out_h * t_.out_w * t_.channels;
-    kernels.unary(tail.activation, out, out, n, tail.alpha, tail.beta);
+    kernel::each_range(pays ? executor : ExecutorRef(), n, kernel::column_block, [&](kernel::Range r) {
+      kernels.unary(tail.activation, out + r.first, out + r.first, r.last - r.first, tail.alpha, tail.beta);
+    });
   }
 
  private:
@@ -160,18 +160,10 @@ class WinogradStridedPlan {
     auto* to = static_cast<float*>(weights_.mutable_data());
     for (Index o = 0; o < t_.channels; ++o) {
       for (Index c = 0; c < in_channels_; ++c) {
-        const float* w = weights + (o * in_channels_ + c) * 9;
         float* at =
             to + (o / kernel::column_block * in_channels_ + c) * kernel::column_block + o % kernel::column_block;
-        for (Index i = 0; i < points(); ++i) {
-          double half[3];
-          for (int x = 0; x < 3; ++x)
-            half[x] = g[i][0] * static_cast<double>(w[x]) + g[i][1] * static_cast<double>(w[3 + x]) +
-                      g[i][2] * static_cast<double>(w[6 + x]);
-          for (Index j = 0; j < points(); ++j)
-            at[(i * points() + j) * packed_] =
-                static_cast<float>(half[0] * g[j][0] + half[1] * g[j][1] + half[2] * g[j][2]);
-        }
+        transform_filter(g, points(), weights + (o * in_channels_ + c) * 9,
+                         [&](Index i, Index j, double v) { at[(i * points() + j) * packed_] = static_cast<float>(v); });
       }
     }
   }
